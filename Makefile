@@ -1,0 +1,39 @@
+# `make repro` and `make test` need nothing but Python 3.11 or newer, make and git.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: setup repro test lint verify params.yaml lock
+
+setup: .venv/ready
+
+# uv installs the pinned, hashed requirements; bytecode is compiled once, for every stage is a process of its own.
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet uv==0.13.9
+	uv pip install --python .venv --require-hashes --compile-bytecode -r requirements.txt
+	uv pip install --python .venv --no-deps --editable .
+	touch .venv/ready
+
+repro: .venv/ready
+	dvc repro
+
+test: .venv/ready
+	python -m pytest
+
+lint: .venv/ready
+	ruff check .
+	ruff format --check .
+	mypy
+
+# Hash every output again and compare with dvc.lock.
+verify: .venv/ready
+	python stages/verify.py
+
+# The committed parameters: conf/ composed with the profile mini.
+params.yaml: .venv/ready
+	python conf/compose.py > params.yaml
+
+# Pin anew what pyproject.toml asks for.
+lock: .venv/ready
+	uv pip compile --quiet pyproject.toml --extra dev --universal --generate-hashes --no-emit-index-url \
+	  --custom-compile-command "make lock" --output-file requirements.txt
