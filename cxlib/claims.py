@@ -1,0 +1,147 @@
+"""The review's claims, judged on values of single images: margins with 95 % bootstrap intervals.
+
+Every margin is written so that the claim says it is positive; a claim holds when the lower bound of each of its
+margins is above zero.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cxlib.statistics import bootstrap_mean
+from cxlib.tables import Arrays
+
+#: Sign that makes a weighted-minus-original difference of relative probability good news for the weighted contrast.
+BETTER = {"positive": 1.0, "negative": -1.0}
+FORWARD, OPPOSITE = "weighted_minus_original", "original_minus_weighted"
+ALL = "all networks"
+
+
+class Margin(NamedTuple):
+    """One margin: its mean over images and interval, and the same margin of the published numbers (NaN: none)."""
+
+    claim: int
+    network: str
+    margin: str
+    mean: float
+    low: float
+    high: float
+    published: float
+    n_images: int
+
+
+def perturbation_margins(
+    cells: Mapping[str, Arrays], published: pd.DataFrame, rng: np.random.Generator
+) -> list[Margin]:
+    """Claim 1: weighted moves p_t and accuracy more than original does, original moves y_t more.
+
+    Averages over epsilons and numbers of iterations; each network on its own, and all of them together where they
+    were given the same images.
+
+    Args:
+        cells: for each network the arrays of the perturbation stage.
+        published: the digitised Figures 1 and 2.
+        rng: draws the bootstrap's resamples.
+    """
+    differences = {}  # network -> (images, quantities)
+    for network, cell in cells.items():
+        contrasts = list(cell["contrasts"])
+        weighted, original = (cell["changes"][contrasts.index(name)] for name in ("weighted", "original"))
+        direction = np.array([-1.0 if quantity == "y_t" else 1.0 for quantity in cell["quantities"]])
+        differences[network] = (weighted - original).mean((0, 1)).T * direction
+    quantities = [str(quantity) for quantity in next(iter(cells.values()))["quantities"]]
+    names = [f"y_t_{OPPOSITE}" if quantity == "y_t" else f"{quantity}_{FORWARD}" for quantity in quantities]
+    margins = []
+    for network, values in {ALL: np.mean(list(differences.values()), 0), **differences}.items():
+        alike = list(cells) if network == ALL else [network]
+        printed = [_published_change(published, alike, quantity) for quantity in quantities]
+        margins += _margins(1, network, names, values, printed, rng)
+    return margins
+
+
+def masking_margins(cells: Mapping[str, Arrays], published: pd.DataFrame, rng: np.random.Generator) -> list[Margin]:
+    """Claims 2 and 3: keeping positive (negative) features raises (lowers) the target more under weighted.
+
+    Claim 2 has a margin for each target and rule, claim 3 one for each explainer, over both rules; kept positive
+    and negative features, baselines and the other axes are averaged.
+
+    Args:
+        cells: for each network the arrays of the masking stage.
+        published: the printed Table 1.
+        rng: draws the bootstrap's resamples.
+    """
+    margins = []
+    for network, cell in cells.items():
+        contrasts = list(cell["contrasts"])
+        masked = cell["masked"][cell["above"]]  # (images, explainers, targets, baselines, features, contrasts, rules)
+        difference = masked[..., contrasts.index("weighted"), :] - masked[..., contrasts.index("original"), :]
+        better = np.array([BETTER[features] for features in cell["features"]])
+        difference = (difference * better[:, None]).mean((3, 4))  # (images, explainers, targets, rules)
+        if len(difference) == 0:
+            raise ValueError(f"{network}: no test image is above the threshold of p_2, so claim 2 cannot be judged")
+        targets, explainers, rules = (list(map(str, cell[axis])) for axis in ("targets", "explainers", "rules"))
+        margins += _margins(
+            2,
+            network,
+            [f"{target}_{rule}" for target in targets for rule in rules],
+            difference.mean(1).reshape(len(difference), -1),
+            [_published_margin(published, "target", target) for target in targets for _ in rules],
+            rng,
+        )
+        margins += _margins(
+            3,
+            network,
+            explainers,
+            difference.mean((2, 3)),
+            [_published_margin(published, "explainer", explainer) for explainer in explainers],
+            rng,
+        )
+    return margins
+
+
+def verdicts(margins: Iterable[Margin]) -> dict[str, dict]:
+    """Headlines of the claims: for each `holds`, and for each margin its mean, low, high and published value.
+
+    Claim 1's margins are those over all networks.
+    """
+    result: dict[str, dict] = {}
+    for margin in margins:
+        if margin.claim == 1 and margin.network != ALL:
+            continue
+        numbers = {"mean": margin.mean, "low": margin.low, "high": margin.high, "published": margin.published}
+        claim = result.setdefault(f"claim_{margin.claim}", {"holds": True})
+        claim["holds"] &= bool(margin.low > 0)
+        network = claim if margin.claim == 1 else claim.setdefault(margin.network, {})
+        network[margin.margin] = {key: value for key, value in numbers.items() if not np.isnan(value)}
+        network["n_images"] = margin.n_images
+    return result
+
+
+def _margins(
+    claim: int, network: str, names: list[str], values: np.ndarray, published: list[float], rng: np.random.Generator
+) -> list[Margin]:
+    """One margin a column of (images, margins)."""
+    interval = bootstrap_mean(values, rng)
+    return [
+        Margin(claim, network, name, float(mean), float(low), float(high), printed, len(values))
+        for name, mean, low, high, printed in zip(names, *interval, published)
+    ]
+
+
+def _published_change(published: pd.DataFrame, networks: list[str], quantity: str) -> float:
+    rows = published[published["network"].isin(networks) & (published["quantity"] == quantity)]
+    change = rows.groupby("contrast")["change"].mean()
+    if change.empty:
+        return float("nan")
+    return float(change["weighted"] - change["original"]) * (-1 if quantity == "y_t" else 1)
+
+
+def _published_margin(published: pd.DataFrame, axis: str, value: str) -> float:
+    rows = published[(published[axis] == value) & published["kept_features"].isin(list(BETTER))]
+    if rows.empty:
+        return float("nan")
+    wide = rows.pivot_table("relative_probability", ["explainer", "target", "baseline", "kept_features"], "contrast")
+    better = wide.index.get_level_values("kept_features").map(BETTER).to_numpy()
+    return float(((wide["weighted"] - wide["original"]) * better).mean())

@@ -1,0 +1,107 @@
+"""A folder in the layout of CUB-200-2011, with any number of classes."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cxlib.datasets.samples import Samples
+
+ATTRIBUTE_PARTS = {
+    "has_back_": ("back",),
+    "has_bill_": ("beak",),
+    "has_belly_": ("belly",),
+    "has_breast_": ("breast",),
+    "has_crown_": ("crown",),
+    "has_forehead_": ("forehead",),
+    "has_eye_": ("left eye", "right eye"),
+    "has_leg_": ("left leg", "right leg"),
+    "has_wing_": ("left wing", "right wing"),
+    "has_nape_": ("nape",),
+    "has_tail_": ("tail",),
+    "has_upper_tail_": ("tail",),
+    "has_under_tail_": ("tail",),
+    "has_throat_": ("throat",),
+}
+"""Beginning of an attribute's name to the parts it speaks of, for SynthBirds and for CUB alike."""
+
+MAJORITY = 50.0
+"""Percentage points: more than this share of the annotators must see the difference."""
+
+
+def read(folder: str | Path, split: str = "test") -> Samples:
+    """The images of one split (`train` or `test`), in the order of ``images.txt``.
+
+    Labels are positions in ``classes.txt``; a class name loses its number (``001.Black_footed_Albatross``).
+
+    Raises:
+        ValueError: a list is missing or broken, an image is not on disk, or the split is empty.
+    """
+    folder = Path(folder)
+    classes = table(folder / "classes.txt")
+    images = table(folder / "images.txt")
+    labels = table(folder / "image_class_labels.txt")
+    training = table(folder / "train_test_split.txt")
+    position = {class_id: index for index, class_id in enumerate(classes)}
+    wanted = {"train": "1", "test": "0"}[split]
+    paths, targets = [], []
+    for image, name in images.items():
+        for what, listed in (("image_class_labels.txt", labels), ("train_test_split.txt", training)):
+            if image not in listed:
+                raise ValueError(f"{folder / what} has no line for image {image} ({name}): complete it")
+        if training[image] != wanted:
+            continue
+        if labels[image] not in position:
+            raise ValueError(f"{folder / 'image_class_labels.txt'}: image {image} has unknown class {labels[image]}")
+        path = folder / "images" / name
+        if not path.is_file():
+            raise ValueError(f"{path} is listed in images.txt but is not there: copy it, or remove its line")
+        paths.append(path)
+        targets.append(position[labels[image]])
+    if not paths:
+        raise ValueError(f"{folder / 'train_test_split.txt'} leaves the {split} side empty")
+    return Samples(tuple(paths), tuple(targets), tuple(name.split(".", 1)[-1] for name in classes.values()))
+
+
+def table(path: Path) -> dict[str, str]:
+    """The lines ``id value`` of one of CUB's lists, in file order.
+
+    Raises:
+        ValueError: the file is missing, or a line has no value.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: a folder in CUB-200-2011's layout needs it")
+    rows: dict[str, str] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        key, _, value = line.strip().partition(" ")
+        if not value:
+            raise ValueError(f"{path}, line {number}: expected 'id value', found {line!r}")
+        rows[key] = value
+    return rows
+
+
+def discriminative_parts(folder: Path | str, class_a: int, class_b: int) -> set[str]:
+    """Names of the parts whose attributes tell two classes apart.
+
+    A part does when one of its attributes differs by more than `MAJORITY` between the classes. Only the attribute files
+    are read, so real CUB folders answer too (in CUB's archive `attributes.txt` lies beside the folder).
+
+    Args:
+        folder: in CUB's layout.
+        class_a: index in [0, K), as a network counts; CUB's own number is one more.
+        class_b: likewise.
+    """
+    folder = Path(folder)
+    listing = folder / "attributes" / "attributes.txt"
+    listing = listing if listing.exists() else folder.parent / "attributes.txt"
+    names = [line.split(maxsplit=1)[1] for line in listing.read_text().splitlines()]
+    lines = (folder / "attributes" / "class_attribute_labels_continuous.txt").read_text().splitlines()
+    a, b = (np.array(lines[index].split(), dtype=float) for index in (class_a, class_b))
+    differing = [name for name, gap in zip(names, np.abs(a - b)) if gap > MAJORITY]
+    return {
+        part
+        for beginning, parts in ATTRIBUTE_PARTS.items()
+        for part in parts
+        if any(name.startswith(beginning) for name in differing)
+    }

@@ -1,0 +1,47 @@
+"""ImageNet photographs in one folder a class, named by WordNet id; a subset of the classes is welcome."""
+
+import re
+from pathlib import Path
+
+from cxlib.datasets.samples import Samples
+
+WNID = re.compile(r"n\d{8}")
+SUFFIXES = {".jpeg", ".jpg", ".png"}
+
+
+def root(folder: str | Path) -> Path | None:
+    """The folder that holds the WordNet ids, this one or its ``val``; None when there is none."""
+    for candidate in (Path(folder), Path(folder) / "val"):
+        if candidate.is_dir() and any(WNID.fullmatch(entry.name) for entry in candidate.iterdir()):
+            return candidate
+    return None
+
+
+def read(folder: str | Path) -> Samples:
+    """All images below ``folder`` or ``folder/val``, sorted by WordNet id and name, with all 1000 classes.
+
+    A label is the WordNet id's place among ILSVRC2012's 1000 sorted ones, torchvision's order; the place among
+    the folders on disk or the devkit's number would be another class.
+
+    Raises:
+        ValueError: no class folders, an unknown WordNet id, or no images.
+    """
+    # Only here: the table of 1000 ids lives in timm, whose import takes seconds.
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo()
+    index = {wnid: position for position, wnid in enumerate(info.label_names())}
+    base = root(folder)
+    if base is None:
+        raise ValueError(f"{folder} holds no class folders named by WordNet id (n01440764, …), nor does its val/")
+    paths, labels = [], []
+    for directory in sorted(entry for entry in base.iterdir() if entry.is_dir()):
+        if directory.name not in index:
+            raise ValueError(f"{directory} is none of ILSVRC2012's 1000 classes: remove it or rename it to its wnid")
+        files = sorted(file for file in directory.iterdir() if file.suffix.lower() in SUFFIXES)
+        paths += files
+        labels += [index[directory.name]] * len(files)
+    if not paths:
+        raise ValueError(f"{base} holds class folders but no images")
+    classes = tuple(info.index_to_description(position).split(",")[0] for position in range(len(index)))
+    return Samples(tuple(paths), tuple(labels), classes)

@@ -1,0 +1,78 @@
+"""From a folder to batches of images in [0, 1]."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from cxlib.datasets import cub, imagenet
+from cxlib.datasets.samples import Samples
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def read(folder: str | Path, split: str = "test") -> Samples:
+    """The samples of a folder, in CUB's layout or ImageNet's (which has validation images only).
+
+    Raises:
+        ValueError: neither layout is found, or the folder is broken.
+    """
+    if (Path(folder) / "images.txt").is_file():
+        return cub.read(folder, split)
+    if imagenet.root(folder) is not None:
+        return imagenet.read(folder)
+    raise ValueError(f"{folder} is in neither CUB's layout (images.txt) nor ImageNet's (folders n01440764, …)")
+
+
+def preprocessing(image_size: int, crop: bool) -> Transform:
+    """From a PIL image to (3, S, S) in [0, 1].
+
+    With `crop`, as for ImageNet: the short side to 256/224 of the size, then the centre. Without, as the
+    review does for CUB: both sides to the size.
+    """
+    resize = (
+        [v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size)]
+        if crop
+        else [v2.Resize((image_size, image_size))]
+    )
+    return v2.Compose([*resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def decode(path: Path) -> Image.Image:
+    """One image file as RGB.
+
+    Raises:
+        ValueError: the file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be decoded ({error}): replace it") from error
+
+
+def load(samples: Samples, indices: Sequence[int], transform: Transform) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) in [0, 1] and labels (B,) of some of the samples."""
+    images = torch.stack([transform(decode(samples.paths[index])) for index in indices])
+    return images, torch.tensor([samples.labels[index] for index in indices])
+
+
+def batches(
+    samples: Samples, indices: Sequence[int], transform: Transform, batch_size: int
+) -> Iterator[tuple[Sequence[int], Tensor, Tensor]]:
+    """Batches (indices, images (B, 3, H, W), labels (B,)) in the given order; the last may be smaller."""
+    for start in range(0, len(indices), batch_size):
+        batch = indices[start : start + batch_size]
+        yield batch, *load(samples, batch, transform)
+
+
+def choose(candidates: Sequence[int], limit: int, seed: int) -> list[int]:
+    """At most `limit` of the candidates (0: all), drawn with a seeded generator, in their own order."""
+    if not 0 < limit < len(candidates):
+        return list(candidates)
+    chosen = np.random.default_rng(seed).choice(len(candidates), limit, replace=False)
+    return [candidates[index] for index in sorted(chosen)]

@@ -1,0 +1,282 @@
+"""Build a torchvision or timm network by name, with its weights and its explanation layer.
+
+Every network that `build` or `load` returns takes images in [0, 1] and normalises inside, is in eval mode and
+frozen, so that an explanation's gradient is with respect to the image a person sees.
+"""
+
+import hashlib
+import io
+import re
+from collections import OrderedDict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.vgg import make_layers
+
+from cxlib import runtime
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+#: The nine architectures of the review's Figures 1 and 2.
+REVIEWED = (
+    "resnet18",
+    "alexnet",
+    "googlenet",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "mnasnet1_0",
+    "vgg16",
+    "efficientnet_b1",
+    "densenet161",
+)
+
+# Where torchvision's families end in a spatial map; VGG and AlexNet have their own rule.
+_LAST_MAP = {"ResNet": "layer4", "GoogLeNet": "inception5b", "MNASNet": "layers"}
+
+
+class Network(nn.Module):
+    """A classifier that takes images in [0, 1]: normalisation, then the named architecture.
+
+    Attributes:
+        name: the architecture's name, as given to `build`.
+        options: builder options that its weights ask for.
+        inner: the torchvision or timm network; its layer names are the ones `explanation_layer` takes.
+        mean, std: (3, 1, 1), the normalisation. `mean` is the colour that the network sees as zero.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, inner: nn.Module, options: dict[str, Any], mean=IMAGENET_MEAN, std=IMAGENET_STD):
+        super().__init__()
+        self.name, self.options, self.inner = name, options, inner
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, 3, H, W) in [0, 1]."""
+        return self.inner((images - self.mean) / self.std)
+
+
+class NarrowVGG(nn.Module):
+    """VGG-16-BN with every width divided by eight, for training on a CPU: the same forty-four feature layers.
+
+    It has one hidden layer in place of two, and no dropout: it is too small to need any.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        widths: list[str | int] = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
+        self.features = make_layers(widths, batch_norm=True)
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.classifier = nn.Sequential(nn.Linear(64 * 49, 512), nn.ReLU(True), nn.Linear(512, num_classes))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of normalised images (B, 3, H, W)."""
+        return self.classifier(self.avgpool(self.features(images)).flatten(1))
+
+
+def build(
+    name: str, weights: str | None = None, num_classes: int | None = None, folder: str | Path | None = None
+) -> Network:
+    """A network by name, in eval mode and frozen, for images in [0, 1].
+
+    Args:
+        name: `vgg16_bn_narrow`, or any classification builder of torchvision or model of timm.
+        weights: None for random weights; a state_dict file; or a name, looked up in `folder` as
+            ``<weights>-<hash8>.pth`` (``DEFAULT`` stands for the network's own name) and then among
+            torchvision's and timm's downloads.
+        num_classes: size of the head; a head of another size than the weights' is replaced by a new one,
+            drawn from torch's current random state. None keeps the weights' own, or 1000.
+        folder: where to look for weights before any download.
+
+    Raises:
+        ValueError: unknown network, weights that cannot be found, do not fit, or fail their checksum.
+    """
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"transform_input": weights is not None}
+    if weights is None:
+        network = _skeleton(name, num_classes or 1000, options)
+    else:
+        state = _as_named_today(_find_weights(name, weights, folder))
+        head = _head(_skeleton(name, 2, options).inner)
+        if f"{head}.weight" not in state:
+            raise ValueError(f"the weights {weights!r} do not fit {name}: they have no {head}.weight")
+        network = _skeleton(name, len(state[f"{head}.weight"]), options)
+        _load(network.inner, state, f"the weights {weights!r} do not fit {name}")
+        if num_classes and num_classes != len(state[f"{head}.weight"]):
+            _replace_head(network.inner, head, num_classes)
+    return freeze(network)
+
+
+def freeze(network: nn.Module) -> Any:
+    """The network in eval mode, its parameters without gradient."""
+    return network.eval().requires_grad_(False)
+
+
+def save(network: Network, path: str | Path) -> None:
+    """Write a network to a file that `load` reads; the same weights give the same bytes."""
+    # A state_dict of its own, filled in place: MNASNet needs the version that lies in its metadata.
+    state = network.inner.state_dict()
+    for key, value in state.items():
+        state[key] = value.cpu().contiguous()
+    content = {"name": network.name, "options": network.options, "state_dict": state}
+    # Through a buffer: torch.save would write the file's name into the archive.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with runtime.atomic(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def load(path: str | Path) -> Network:
+    """A network that `save` wrote, in eval mode and frozen.
+
+    Raises:
+        ValueError: the file is no such network.
+    """
+    content = _read(Path(path))
+    if set(content) != {"name", "options", "state_dict"}:
+        raise ValueError(f"{path} is not a network written by cxlib: pass state_dict files as weights of a name")
+    head = _head(_skeleton(content["name"], 2, content["options"]).inner)
+    network = _skeleton(content["name"], len(content["state_dict"][f"{head}.weight"]), content["options"])
+    _load(network.inner, content["state_dict"], f"{path} does not fit {content['name']}")
+    return freeze(network)
+
+
+def explanation_layer(network: nn.Module, layer: str | nn.Module | None = None) -> nn.Module:
+    """The layer whose activation is explained.
+
+    Args:
+        network: any module; the inner names of a `Network` need no prefix.
+        layer: a module (returned as it is), its name, or None for the architecture's own: the last convolution
+            of VGG (``features.40`` of VGG-16-BN, before its batch norm, as published) and AlexNet, the last
+            spatial map of torchvision's other convolutional families, the last convolution of any other.
+
+    Raises:
+        ValueError: no such layer (with the nearest names), or an architecture without a spatial map.
+    """
+    inner = network.inner if isinstance(network, Network) else network
+    if isinstance(layer, nn.Module):
+        return layer
+    modules = dict(inner.named_modules())
+    if layer is not None:
+        if layer not in modules:
+            near = get_close_matches(layer, modules, n=5, cutoff=0.3) or list(modules)[1:6]
+            raise ValueError(f"{type(inner).__name__} has no layer {layer!r}; near it: {', '.join(near)}")
+        return modules[layer]
+    kind = type(inner).__name__
+    if "VisionTransformer" in kind:
+        raise ValueError(f"{kind} ends in no spatial map: name a layer with output (B, C, h, w)")
+    if kind in _LAST_MAP:
+        return modules[_LAST_MAP[kind]]
+    if kind not in ("AlexNet", "VGG", "NarrowVGG") and isinstance(modules.get("features"), nn.Sequential):
+        return modules["features"]
+    body = modules.get("features", inner)
+    convolutions = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions:
+        raise ValueError(f"{kind} has no convolution: name a layer with output (B, C, h, w)")
+    return convolutions[-1]
+
+
+def _skeleton(name: str, num_classes: int, options: dict[str, Any]) -> Network:
+    """The architecture with random weights."""
+    if name == "vgg16_bn_narrow":
+        return Network(name, NarrowVGG(num_classes), options)
+    if name in torchvision.models.list_models(module=torchvision.models):
+        extra = {"aux_logits": False, "init_weights": False} if options else {}
+        return Network(
+            name, torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options, **extra), options
+        )
+    import timm  # only now: it takes seconds, and most runs need torchvision alone
+
+    if not timm.is_model(name):
+        known = [*torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
+        near = ", ".join(get_close_matches(name, known, n=5)) or "none"
+        raise ValueError(f"neither torchvision nor timm has a network {name!r}; near it: {near}")
+    inner = timm.create_model(name, num_classes=num_classes)
+    return Network(name, inner, options, *(inner.pretrained_cfg[key] for key in ("mean", "std")))  # type: ignore[index]
+
+
+def _as_named_today(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The keys of published files as torchvision's loaders read them: no auxiliary heads, DenseNet's new names."""
+    renamed = OrderedDict(
+        (re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key), value)
+        for key, value in state.items()
+        if not key.lower().startswith("aux")
+    )
+    if hasattr(state, "_metadata"):
+        renamed._metadata = state._metadata  # type: ignore[attr-defined]
+    return renamed
+
+
+def _find_weights(name: str, weights: str, folder: str | Path | None) -> dict[str, Tensor]:
+    """A state_dict from a file, from `<weights>-<hash8>.pth` in the folder, or from torchvision or timm."""
+    if weights.endswith((".pth", ".pt")):
+        return _read(Path(weights))
+    stem = name if weights == "DEFAULT" else weights
+    found = sorted(Path(folder).glob(f"{stem}-*.pth")) if folder else []
+    found = [path for path in found if re.fullmatch(r"[0-9a-f]{8}", path.stem.removeprefix(f"{stem}-"))]
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds several weights for {stem}: {', '.join(path.name for path in found)}")
+    if found:
+        return _read(found[0], expected=found[0].stem[-8:])
+    try:
+        if name in torchvision.models.list_models(module=torchvision.models):
+            known = torchvision.models.get_model_weights(name)
+            if weights in known.__members__:
+                return known[weights].get_state_dict(progress=True, check_hash=True)
+        elif weights == "DEFAULT":
+            import timm
+
+            return timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights of {name} cannot be downloaded ({error}): put {stem}-<hash8>.pth into {folder or 'a folder'}"
+        ) from error
+    raise ValueError(f"no weights {weights!r} for {name}: there is no {stem}-<hash8>.pth in {folder or 'any folder'}")
+
+
+def _read(path: Path, expected: str = "") -> dict[str, Any]:
+    """The dict that torch saved in a file, tensors and plain values only; checked against the hash in its name."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: name a file of weights")
+    content = path.read_bytes()
+    if not hashlib.sha256(content).hexdigest().startswith(expected):
+        raise ValueError(f"{path} is damaged: its SHA-256 does not begin with {expected}; copy it again")
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a file that is not its own
+        raise ValueError(f"{path} is not a file of weights ({type(error).__name__})") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} is not a file of weights: it holds a {type(loaded).__name__}, not a state_dict")
+    return loaded
+
+
+def _load(inner: nn.Module, state: dict[str, Tensor], message: str) -> None:
+    try:
+        inner.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{message}: {str(error).splitlines()[-1].strip()[:200]}") from error
+
+
+def _head(inner: nn.Module) -> str:
+    """The classifier's last layer, by name: the last linear or convolutional one."""
+    return [name for name, module in inner.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+
+
+def _replace_head(inner: nn.Module, name: str, num_classes: int) -> None:
+    old = inner.get_submodule(name)
+    if isinstance(old, nn.Linear):
+        new: nn.Module = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    else:
+        assert isinstance(old, nn.Conv2d)
+        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, bias=old.bias is not None)  # type: ignore[arg-type]
+    inner.set_submodule(name, new)

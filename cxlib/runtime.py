@@ -1,0 +1,120 @@
+"""The edge of the library: device, precision, random state, progress and atomic files."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+def device(name: str = "auto") -> Any:
+    """The torch device of this name, `auto` taking a GPU when there is one; TF32 is switched off.
+
+    TF32's resolution is coarser than the perturbation's steps.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]})") from error
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    return chosen
+
+
+@contextmanager
+def seeded(*seed: int) -> Iterator[None]:
+    """Draws of torch inside come from this seed alone; the caller's random state is restored.
+
+    For library code that takes no generator (layer initialisation, torchvision's transforms).
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        # One 63-bit seed from several integers, without collisions between neighbours.
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        yield
+
+
+def progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Any:
+    """A progress bar with rate and time left on standard error."""
+    from tqdm import tqdm
+
+    # In a log file a line every ten seconds is enough.
+    return tqdm(items, desc=what, unit=unit, total=total, mininterval=0.5 if os.isatty(2) else 10, dynamic_ncols=True)
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it on success and removed on failure: a file or a folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield temporary
+        if temporary.is_dir() and path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """JSON with sorted keys and six significant digits; a NaN is an error, for it would break a metrics file."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(_rounded(content), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, table: Any) -> None:
+    """A pandas table as CSV: no index, six significant digits, newline line ends."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
+    """Named arrays as one compressed NPZ file; the same arrays give the same bytes."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_cells(folder: str | Path, names: Iterable[str]) -> dict[str, Mapping[str, np.ndarray]]:
+    """The arrays ``<name>.npz`` of every cell of a grid; files of cells that are no longer asked for are removed.
+
+    Raises:
+        ValueError: a cell that is asked for is missing.
+    """
+    names = list(names)
+    for file in Path(folder).iterdir():
+        if file.stem not in names:
+            file.unlink()
+    for name in names:
+        if not Path(folder, f"{name}.npz").is_file():
+            raise ValueError(f"{folder} lacks {name}.npz: run the stage that writes it")
+    return {name: dict(np.load(Path(folder, f"{name}.npz"))) for name in names}
+
+
+def _rounded(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _rounded(value) for key, value in content.items()}
+    if isinstance(content, float | np.floating):
+        return float(f"{content:.6g}")
+    if isinstance(content, np.integer | np.bool_):
+        return content.item()
+    return content

@@ -1,0 +1,81 @@
+"""From values of single images to the review's tables: long data frames, one row a number."""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from cxlib.statistics import bootstrap_mean
+
+#: What a stage saved of one network: named arrays.
+Arrays = Mapping[str, np.ndarray]
+
+
+def perturbation(cells: Mapping[str, Arrays]) -> pd.DataFrame:
+    """Figures 1 and 2: mean change over images, one row for each (network, epsilon, n, contrast, quantity)."""
+    rows = []
+    for network, cell in cells.items():
+        mean = cell["changes"].mean(-1)  # (contrasts, epsilons, iterations, quantities)
+        axes = ("contrasts", "epsilons", "n_iterations", "quantities")
+        for (contrast, epsilon, n, quantity), change in _cells(mean, *(cell[axis] for axis in axes)):
+            rows.append((network, epsilon, n, contrast, quantity, change, cell["changes"].shape[-1]))
+    columns = ["network", "epsilon", "n_iterations", "contrast", "quantity", "change", "n_images"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def zero_gradients(cells: Mapping[str, Arrays]) -> pd.DataFrame:
+    """Share of pixel values whose gradient was exactly zero, so that sign() left them where they were."""
+    rows = []
+    for network, cell in cells.items():
+        axes = ("contrasts", "epsilons", "n_iterations")
+        for (contrast, epsilon, n), share in _cells(cell["zero_share"], *(cell[axis] for axis in axes)):
+            rows.append((network, epsilon, n, contrast, share))
+    return pd.DataFrame(rows, columns=["network", "epsilon", "n_iterations", "contrast", "zero_share"])
+
+
+def masking(cells: Mapping[str, Arrays], above: bool, rng: np.random.Generator) -> pd.DataFrame:
+    """Table 1 (above the threshold of p_2) or the table below it, with 95 % bootstrap intervals over images."""
+    rows = []
+    for network, cell in cells.items():
+        side = cell["above"] == above
+        n_images = int(side.sum())
+        if n_images == 0:
+            continue
+        unmasked = bootstrap_mean(cell["unmasked"][side], rng)
+        masked = bootstrap_mean(cell["masked"][side], rng)
+        axes = [cell[axis] for axis in ("explainers", "targets", "baselines", "features", "contrasts", "rules")]
+        for explainer, target in product(cell["explainers"], cell["targets"]):
+            t = list(cell["targets"]).index(target)
+            values = (bound[t] for bound in unmasked)
+            rows.append((network, explainer, target, "none", "all", "none", "none", n_images, *values))
+        for index, (explainer, target, baseline, features, contrast, rule) in _indexed(*axes):
+            values = (bound[index] for bound in masked)
+            rows.append((network, explainer, target, baseline, features, contrast, rule, n_images, *values))
+    columns = ["network", "explainer", "target", "baseline", "kept_features", "contrast", "rule", "n_images"]
+    table = pd.DataFrame(rows, columns=[*columns, "relative_probability", "low", "high"])
+    # The printed table's columns first.
+    order = ["explainer", "target", "baseline", "kept_features", "contrast", "relative_probability"]
+    return table[[*order, "rule", "n_images", "low", "high", "network"]]
+
+
+def with_published(table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """The masking table with the printed value beside each of ours, empty where the review prints none.
+
+    The printed values follow the published rule; they stand beside both rules.
+    """
+    keys = ["explainer", "target", "baseline", "kept_features", "contrast"]
+    printed = published.rename(columns={"relative_probability": "published"})
+    return table.merge(printed[[*keys, "published"]], on=keys, how="left")
+
+
+def _indexed(*axes: np.ndarray) -> Iterator[tuple[tuple[int, ...], tuple]]:
+    """Index and labels of every cell of a grid."""
+    for index in np.ndindex(*(len(axis) for axis in axes)):
+        yield index, tuple(axis[i].item() for axis, i in zip(axes, index))
+
+
+def _cells(values: np.ndarray, *axes: np.ndarray) -> Iterator[tuple[tuple, float]]:
+    """Labels and value of every cell of a grid."""
+    for index, labels in _indexed(*axes):
+        yield labels, values[index]
