@@ -1,0 +1,55 @@
+"""What all stage scripts share: one clear line for bad input, and lists on the command line."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+
+class Stage(click.Command):
+    """A click command whose bad input ends in one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the stage; every option's value is known to be well-formed."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, FloatingPointError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+class ListOf(click.ParamType):
+    """A list: `a,b,c`, or `params.yaml:perturb.epsilons`, the list at a key of a YAML file.
+
+    The second form is for dvc.yaml, where DVC cannot interpolate a list into a command.
+    """
+
+    name = "list"
+
+    def __init__(self, element: type):
+        self.element = element
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        """The list, each element of the wanted type; anything else fails with the option's name."""
+        if isinstance(value, list):
+            return value
+        file, colon, key = value.partition(":")
+        items = value.split(",")
+        if colon:
+            try:
+                items = yaml.safe_load(Path(file).read_text())
+                for part in key.split("."):
+                    items = items[part]
+            except (OSError, KeyError, TypeError, yaml.YAMLError):
+                self.fail(f"there is no {key} in {file}", param, ctx)
+        try:
+            if not isinstance(items, list):
+                raise TypeError
+            return [self.element(item) for item in items]
+        except (TypeError, ValueError):
+            self.fail(f"{value}: {items!r} is not a list of {self.element.__name__}", param, ctx)
+
+
+def option(name: str, kind: Any = str) -> Any:
+    """A required option: stages have no defaults of their own, params.yaml has them."""
+    return click.option(name, type=kind, required=True)

@@ -1,0 +1,33 @@
+"""Judge the review's claims on this run's values of single images, beside the published numbers."""
+
+import click
+import numpy as np
+import pandas as pd
+from _command import ListOf, Stage, option
+
+from cxlib import claims, runtime
+
+
+@click.command(cls=Stage)
+@option("--perturbed", ListOf(str))
+@option("--perturbation-folder")
+@option("--masked", ListOf(str))
+@option("--masking-folder")
+@option("--published-perturbation")
+@option("--published-table")
+@option("--seed", int)
+@option("--metrics")
+@option("--table")
+def main(perturbed, perturbation_folder, masked, masking_folder, published_perturbation, published_table, **options):
+    """Write the verdicts to --metrics and every margin, each network's too, to --table."""
+    rng = np.random.default_rng(options["seed"])
+    perturbation = runtime.read_cells(perturbation_folder, perturbed)
+    masking = runtime.read_cells(masking_folder, masked)
+    margins = claims.perturbation_margins(perturbation, pd.read_csv(published_perturbation), rng)
+    margins += claims.masking_margins(masking, pd.read_csv(published_table), rng)
+    runtime.write_json(options["metrics"], claims.verdicts(margins))
+    runtime.write_csv(options["table"], pd.DataFrame(margins))
+
+
+if __name__ == "__main__":
+    main()
