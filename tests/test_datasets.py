@@ -1,0 +1,247 @@
+"""The readers number classes as networks do, break with one clear line, and prepare images as published."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+from torchvision.models import ResNet18_Weights
+from torchvision.transforms import InterpolationMode, functional
+from torchvision.transforms._presets import ImageClassification
+
+from cxlib.datasets import cub, imagenet, images
+from cxlib.datasets.samples import Samples
+from cxlib.datasets.synthbirds import generate
+
+CATEGORIES = ResNet18_Weights.DEFAULT.meta["categories"]
+KNOWN = {"n01440764": 0, "n01443537": 1, "n02056570": 145, "n02123045": 281, "n03637318": 619, "n04557648": 898}
+NAMES = ("tench", "goldfish", "king penguin", "tabby", "lampshade", "water bottle")
+
+
+def picture(path, size=(20, 14), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+# Ids have gaps and stand in no order; image 9 comes first in images.txt, and class 7 before class 3.
+LISTS = {
+    "classes.txt": "7 007.Parakeet_Auklet\n3 003.Sooty_Albatross\n",
+    "images.txt": "9 b/one.jpg\n2 a/two.jpg\n5 b/three.jpg\n4 a/four.jpg\n",
+    "image_class_labels.txt": "2 3\n4 3\n5 7\n9 7\n",
+    "train_test_split.txt": "2 0\n4 1\n5 0\n9 0\n",
+}
+
+
+@pytest.fixture
+def birds(tmp_path):
+    folder = tmp_path / "birds"
+    for seed, name in enumerate(("b/one", "a/two", "b/three", "a/four")):
+        picture(folder / "images" / f"{name}.jpg", seed=seed)
+    for name, text in LISTS.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def edit(folder, name, old, new):
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+
+
+# --- CUB's layout -----------------------------------------------------------------------------------------------
+
+
+def test_cub_keeps_the_order_of_images_txt_and_numbers_classes_by_their_place(birds):
+    test, train = cub.read(birds, "test"), cub.read(birds, "train")
+    assert test.paths == tuple(birds / "images" / name for name in ("b/one.jpg", "a/two.jpg", "b/three.jpg"))
+    assert test.labels == (0, 1, 0)
+    assert (train.paths, train.labels) == ((birds / "images" / "a/four.jpg",), (1,))
+    assert test.classes == train.classes == ("Parakeet_Auklet", "Sooty_Albatross")
+    assert len(test) == 3
+
+
+def test_synthbirds_is_read_as_cub(tmp_path):
+    generate(tmp_path, species_per_family=2, train_per_species=2, test_per_species=1, image_size=24)
+    test, train = images.read(tmp_path, "test"), images.read(tmp_path, "train")
+    assert (len(test), len(train), len(test.classes)) == (8, 16, 8)
+    for samples in (test, train):
+        folders = [path.parent.name.split(".")[1] for path in samples.paths]
+        assert folders == [samples.classes[label] for label in samples.labels]
+    assert not set(test.paths) & set(train.paths)
+
+
+@pytest.mark.parametrize("name", [name for name in LISTS if name != "images.txt"])
+def test_missing_list_is_named(birds, name):
+    (birds / name).unlink()
+    with pytest.raises(ValueError, match=re.escape(f"{birds / name} is missing")):
+        images.read(birds)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_line_without_a_value_is_named(birds, name):
+    edit(birds, name, LISTS[name].splitlines()[1], LISTS[name].split()[2])
+    with pytest.raises(ValueError, match=re.escape(f"{birds / name}, line 2")):
+        images.read(birds)
+
+
+def test_listed_image_that_is_absent_is_named(birds):
+    (birds / "images" / "a" / "two.jpg").unlink()
+    with pytest.raises(ValueError, match=re.escape(str(birds / "images" / "a" / "two.jpg"))):
+        images.read(birds)
+
+
+@pytest.mark.parametrize(("name", "line"), [("image_class_labels.txt", "5 7\n"), ("train_test_split.txt", "5 0\n")])
+def test_image_without_a_label_or_a_side_is_named(birds, name, line):
+    edit(birds, name, line, "")
+    with pytest.raises(ValueError, match=re.escape(f"{birds / name} has no line for image 5 (b/three.jpg)")):
+        images.read(birds)
+
+
+def test_unknown_class_is_named(birds):
+    edit(birds, "image_class_labels.txt", "5 7", "5 8")
+    with pytest.raises(ValueError, match=r"image_class_labels\.txt: image 5 has unknown class 8"):
+        images.read(birds)
+
+
+@pytest.mark.parametrize(("split", "side", "other"), [("test", "0", "1"), ("train", "1", "0")])
+def test_empty_side_is_named(birds, split, side, other):
+    edit(birds, "train_test_split.txt", f" {side}\n", f" {other}\n")
+    with pytest.raises(ValueError, match=rf"train_test_split\.txt leaves the {split} side empty"):
+        images.read(birds, split)
+
+
+def test_every_complaint_is_one_line(birds, tmp_path):
+    edit(birds, "train_test_split.txt", " 0\n", " 1\n")
+    for folder in (birds, tmp_path / "nowhere", tmp_path):
+        with pytest.raises(ValueError) as caught:
+            images.read(folder)
+        assert "\n" not in str(caught.value)
+        assert str(folder) in str(caught.value)
+
+
+# --- ImageNet's layout ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[".", "val"])
+def photographs(request, tmp_path):
+    for wnid in reversed(KNOWN):
+        picture(tmp_path / request.param / wnid / "ILSVRC2012_val_00000293.JPEG")
+    (tmp_path / request.param / "n02123045" / "README.md").write_text("no image")
+    picture(tmp_path / request.param / "n02123045" / "0.png")
+    return tmp_path
+
+
+def test_a_subset_of_imagenet_keeps_torchvisions_thousand_indices(photographs):
+    samples = images.read(photographs, "test")
+    wnids = [path.parent.name for path in samples.paths]
+    assert wnids == sorted([*KNOWN, "n02123045"])
+    assert samples.labels == tuple(KNOWN[wnid] for wnid in wnids)
+    assert list(dict.fromkeys(CATEGORIES[label] for label in samples.labels)) == list(NAMES)
+    assert next(path.name for path in samples.paths if path.parent.name == "n02123045") == "0.png"
+
+
+def test_imagenets_classes_are_torchvisions(photographs):
+    classes = imagenet.read(photographs).classes
+    # torchvision tells the two cranes and the two maillots apart.
+    renamed = {134: "crane", 517: "crane", 638: "maillot", 639: "maillot"}
+    expected = [renamed.get(index, name) for index, name in enumerate(CATEGORIES)]
+    assert [renamed.get(index, name) for index, name in enumerate(classes)] == expected
+
+
+def test_unknown_wnid_is_named(photographs):
+    base = imagenet.root(photographs)
+    picture(base / "n00000001" / "0.png")
+    with pytest.raises(ValueError, match=re.escape(str(base / "n00000001"))):
+        images.read(photographs)
+
+
+def test_class_folders_without_images_are_an_error(tmp_path):
+    (tmp_path / "n01440764").mkdir()
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} holds class folders but no images")):
+        images.read(tmp_path)
+
+
+def test_folder_without_wnids_is_an_error(tmp_path):
+    (tmp_path / "tench").mkdir()
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        imagenet.read(tmp_path)
+    with pytest.raises(ValueError, match="neither CUB's layout"):
+        images.read(tmp_path)
+
+
+# --- images -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(300, 400), (519, 260), (200, 130)])
+def test_crop_is_torchvisions_published_transform(tmp_path, size):
+    with Image.open(picture(tmp_path / "image.png", size)) as image:
+        unnormalised = ImageClassification(crop_size=224, resize_size=256, mean=(0, 0, 0), std=(1, 1, 1))
+        ours = images.preprocessing(224, crop=True)(image)
+        theirs = unnormalised(image)
+    assert torch.equal((255 * ours).round(), (255 * theirs).round())
+    assert_close(ours, theirs, rtol=0, atol=6e-8)  # v2 multiplies by 1/255 where torchvision's own divides by 255
+    assert (ours.shape, ours.dtype) == ((3, 224, 224), torch.float32)
+
+
+def test_without_crop_both_sides_are_resized(tmp_path):
+    with Image.open(picture(tmp_path / "image.png", (30, 40))) as image:
+        resized = functional.resize(image, [24, 24], InterpolationMode.BILINEAR)
+        ours = images.preprocessing(24, crop=False)(image)
+    assert_close(ours, functional.to_tensor(resized), rtol=0, atol=6e-8)
+
+
+def test_images_lie_in_the_unit_range(tmp_path):
+    for value in (0, 255):
+        Image.new("RGB", (30, 30), (value,) * 3).save(tmp_path / "plain.png")
+        x = images.preprocessing(24, crop=False)(images.decode(tmp_path / "plain.png"))
+        assert_close(x, torch.full((3, 24, 24), value / 255), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_any_picture_becomes_rgb(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    grey = Image.new("RGB", (8, 8), (200, 200, 200))
+    (grey.quantize() if mode == "P" else grey.convert(mode)).save(tmp_path / f"image.{suffix}")
+    image = images.decode(tmp_path / f"image.{suffix}")
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image).astype(int) - 200).max() <= 4
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"GIF89a no"])
+def test_damaged_image_is_named(birds, damage):
+    path = birds / "images" / "a" / "two.jpg"
+    path.write_bytes(damage(path.read_bytes()))
+    samples = images.read(birds)
+    with pytest.raises(ValueError, match=re.escape(f"{path} cannot be decoded")):
+        images.load(samples, range(3), images.preprocessing(8, crop=False))
+
+
+def test_batches_keep_the_order_and_the_last_is_uneven(tmp_path):
+    paths = tuple(picture(tmp_path / f"{index}.png", seed=index) for index in range(7))
+    samples = Samples(paths, (0, 1, 2, 3, 4, 5, 6), tuple("abcdefg"))
+    transform = images.preprocessing(8, crop=False)
+    indices, x, labels = zip(*images.batches(samples, [6, 2, 0, 5, 1], transform, 2))
+    assert [list(batch) for batch in indices] == [[6, 2], [0, 5], [1]]
+    assert [batch.tolist() for batch in labels] == [[6, 2], [0, 5], [1]]
+    for index, image in zip([6, 2, 0, 5, 1], torch.cat(x)):
+        assert_close(image, transform(images.decode(paths[index])), rtol=0, atol=0)
+    assert list(images.batches(samples, [], transform, 2)) == []
+
+
+def test_choice_is_seeded_sorted_and_without_repetition():
+    candidates = list(range(100, 400, 3))
+    chosen = images.choose(candidates, 20, seed=1)
+    assert chosen == images.choose(candidates, 20, seed=1)
+    assert chosen != images.choose(candidates, 20, seed=2)
+    assert chosen == sorted(set(chosen))
+    assert set(chosen) < set(candidates)
+    assert len(chosen) == 20
+
+
+@pytest.mark.parametrize("limit", [0, 5, 6])
+def test_no_limit_takes_all_in_their_own_order(limit):
+    assert images.choose([3, 1, 4, 15, 9], limit, seed=0) == [3, 1, 4, 15, 9]

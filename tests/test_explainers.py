@@ -1,0 +1,336 @@
+"""Explainers agree with captum and grad-cam where these have them, and with algebra where they have not."""
+
+from inspect import signature
+
+import pytest
+import torch
+from captum.attr import LayerGradCam, LayerGradientXActivation, Saliency
+from pytorch_grad_cam import GradCAM, HiResCAM, XGradCAM
+from test_contrasts import OBJECTIVES
+from torch import nn
+
+import cxlib
+from cxlib import masking, networks, taps
+from cxlib.contrasts import CONTRASTS, cotangent
+from cxlib.explainers import EXPLAINERS, cam, explain
+
+# Captum says that it makes the images require gradients.
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+
+LINEAR = ["gradient", "gradcam", "linear_approximation", "xgradcam"]
+
+
+def assert_same(actual, expected, tolerance=1e-5):
+    """Equal up to a share of the largest value of each image's map."""
+    scale = expected.abs().amax((-2, -1), keepdim=True)
+    assert (scale > 0).all()
+    assert ((actual - expected).abs() / scale).max() < tolerance
+
+
+def captum_map(explainer, network, layer, images, targets):
+    """Captum wants gradients to reach the layer from the parameters, and keeps one channel for the sum."""
+    network.requires_grad_()
+    if explainer == "gradient":
+        attribution = Saliency(network).attribute(images.clone(), targets, abs=False)
+    elif explainer == "gradcam":
+        attribution = LayerGradCam(network, layer).attribute(images, targets, relu_attributions=False)
+    else:
+        attribution = LayerGradientXActivation(network, layer).attribute(images, targets)
+    return attribution.sum(1).detach()
+
+
+IN_CAPTUM = ["gradient", "gradcam", "linear_approximation"]
+
+
+@pytest.mark.parametrize("layer", ["features.0", "features.1", "features.4", "features.5", "features"])
+@pytest.mark.parametrize("explainer", IN_CAPTUM)
+def test_captum_has_the_same_map(network, images, targets, explainer, layer):
+    ours = explain(network, images, targets, explainer, "original", layer, upsample=False)
+    module = networks.explanation_layer(network, layer)
+    assert_same(ours, captum_map(explainer, network, module, images, targets))
+
+
+@pytest.mark.parametrize("contrast", OBJECTIVES)
+@pytest.mark.parametrize("explainer", IN_CAPTUM)
+def test_captum_has_the_same_contrastive_map_of_the_contrasts_objective(flat, images, targets, explainer, contrast):
+    class Contrasted(nn.Module):
+        """The one number that captum explains: what the contrast is the gradient of."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = flat
+
+        def forward(self, batch):
+            return torch.stack([OBJECTIVES[contrast](y, int(t)) for y, t in zip(flat(batch), targets)])
+
+    ours = explain(flat, images, targets, explainer, contrast, "features.4", upsample=False)
+    assert_same(ours, captum_map(explainer, Contrasted(), flat.features[4], images, None))
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return networks.build("resnet18", num_classes=10)
+
+
+@pytest.mark.parametrize("layer", ["layer2", "layer3.1.conv1", "layer4"])
+@pytest.mark.parametrize("explainer", IN_CAPTUM)
+def test_captum_has_the_same_map_on_torchvisions_resnet18(resnet18, explainer, layer):
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    targets = torch.tensor([3, 7])
+    ours = explain(resnet18, images, targets, explainer, "original", layer, upsample=False)
+    module = networks.explanation_layer(resnet18, layer)
+    assert_same(ours, captum_map(explainer, resnet18, module, images, targets))
+    networks.freeze(resnet18)
+
+
+@pytest.mark.parametrize("contrast", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("explainer", "theirs"), [("gradcam", GradCAM), ("linear_approximation", HiResCAM), ("xgradcam", XGradCAM)]
+)
+def test_grad_cam_has_the_same_positive_part_after_its_scaling(network, images, targets, explainer, theirs, contrast):
+    """Grad-cam keeps the positive part, resizes it, and stretches every map to [0, 1].
+
+    Compared is our `relu=True` map after the same stretch, at a layer of the images' own size, where resizing
+    does nothing. That layer ends in a ReLU: grad-cam's XGradCAM divides by the sum of activations, ours by
+    the sum of their absolute values (Eq. 3), and these are one where activations are not negative.
+    """
+    ours = explain(network, images, targets, explainer, contrast, "features.2", relu=True).float()
+    low, high = ours.amin((-2, -1), keepdim=True), ours.amax((-2, -1), keepdim=True)
+    assert (high > low).sum() >= 3  # a map may have no positive part at all: grad-cam leaves zeros
+    # The gradient of p_t is orders of magnitude below the others: grad-cam adds 1e-7 to the maximum it divides by.
+    objectives = [lambda y, t=int(t): 1e3 * OBJECTIVES[contrast](y, t) for t in targets]
+    network.requires_grad_()
+    with theirs(network, [network.features[2]]) as method:
+        expected = torch.from_numpy(method(images, objectives))
+    stretched = torch.where(high > low, (ours - low) / (high - low), 0)
+    torch.testing.assert_close(stretched, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("explainer", ["gradcam", "linear_approximation", "xgradcam"])
+def test_the_cams_follow_their_formulas_where_activations_have_both_signs(explainer):
+    """By hand on two channels of a 1 x 2 map; Eq. 3 has absolute values in XGradCAM's norm."""
+    activation = torch.tensor([[[3.0, -1.0]], [[2.0, 2.0]]], dtype=torch.float64)
+    gradient = torch.tensor([[[1.0, 5.0]], [[-1.0, 3.0]]], dtype=torch.float64)
+    expected = {
+        "gradcam": [[3 * 3.0 + 1 * 2, 3 * -1.0 + 1 * 2]],
+        "linear_approximation": [[3 * 1.0 - 2 * 1, -1 * 5.0 + 2 * 3]],
+        "xgradcam": [[(3 - 5) / 4 * 3 + (-2 + 6) / 4 * 2, (3 - 5) / 4 * -1.0 + (-2 + 6) / 4 * 2]],
+    }[explainer]
+    actual = cam.MAPS[explainer](activation, gradient)
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_a_silent_channel_leaves_xgradcam_finite():
+    activation = torch.stack([torch.zeros(3, 3), torch.ones(3, 3)])
+    assert torch.equal(cam.xgradcam(activation, torch.ones(2, 3, 3)), torch.full((3, 3), 9 / (9 + cam.TINY)))
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+@pytest.mark.parametrize("explainer", LINEAR)
+def test_the_map_of_a_contrast_is_the_contrast_of_the_classes_maps(network, images, targets, explainer, contrast):
+    classes = torch.arange(6).expand(4, 6)
+    of_classes = explain(network, images, classes, explainer, "original", "features.4")
+    coefficients = cotangent(contrast, network(images), targets)
+    expected = torch.einsum("bk,bkhw->bhw", coefficients, of_classes)
+    assert_same(explain(network, images, targets, explainer, contrast, "features.4"), expected, 1e-9)
+
+
+@pytest.mark.parametrize("upsample", [True, False])
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_a_batch_gives_what_single_images_give(network, images, targets, explainer, upsample):
+    contrasts = list(CONTRASTS)
+    together = explain(network, images, targets, explainer, contrasts, "features.4", upsample=upsample)
+    for i in range(4):
+        one = slice(i, i + 1)
+        alone = explain(network, images[one], targets[one], explainer, contrasts, "features.4", upsample=upsample)
+        assert_same(together[:, one], alone, 1e-9)
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_shapes_are_those_of_targets_and_contrasts_and_so_are_the_values(network, images, explainer):
+    targets = torch.tensor([[0, 1, 2], [3, 4, 5], [5, 5, 0], [2, 1, 0]])
+
+    def maps(targets, contrast):
+        return explain(network, images, targets, explainer, contrast, "features.4", upsample=False)
+
+    size = (16, 16) if explainer == "gradient" else (8, 8)
+    assert maps(targets[:, 0], "max").shape == (4, *size)
+    assert maps(targets[:, :1], "max").shape == (4, 1, *size)
+    assert maps(targets, "max").shape == (4, 3, *size)
+    assert maps(targets[:, 0], ["max"]).shape == (1, 4, *size)
+    everything = maps(targets, ["max", "mean"])
+    assert everything.shape == (2, 4, 3, *size)
+    for c, contrast in enumerate(["max", "mean"]):
+        assert torch.equal(everything[c], maps(targets, contrast))
+        for t in range(3):
+            assert torch.equal(everything[c, :, t], maps(targets[:, t], contrast))
+    assert not everything.requires_grad
+    assert torch.equal(maps(targets, ("max", "mean")), everything)
+
+
+def test_one_forward_pass_serves_all_targets_and_contrasts(network, images):
+    passes = []
+    network.register_forward_hook(lambda *_: passes.append(1))
+    explain(network, images, torch.arange(6).expand(4, 6), contrast=list(CONTRASTS))
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_explaining_works_without_grad_and_leaves_images_alone(network, images, targets, explainer):
+    before = images.clone()
+    expected = explain(network, images, targets, explainer)
+    with torch.no_grad():
+        assert torch.equal(explain(network, images, targets, explainer), expected)
+    assert torch.equal(images, before)
+    assert not images.requires_grad
+
+
+def hats(n_out, n_in):
+    """(n_out, n_in) weights of bilinear interpolation whose first and last samples coincide."""
+    position = torch.arange(n_out, dtype=torch.float64) * (n_in - 1) / (n_out - 1)
+    return (1 - (position[:, None] - torch.arange(n_in)).abs()).clamp(min=0)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("explainer", cam.MAPS)
+def test_upsampling_is_bilinear_and_keeps_the_corners(pooled, explainer, relu):
+    images = torch.rand(2, 3, 16, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    targets = torch.tensor([1, 4])
+    small, large = (
+        explain(pooled, images, targets, explainer, relu=relu, layer="features.5", upsample=u) for u in (False, True)
+    )
+    assert small.shape == (2, 8, 10)
+    assert large.shape == (2, 16, 20)
+    corners = torch.tensor([0, -1])
+    assert large.abs().max() > 0
+    torch.testing.assert_close(large[:, corners][:, :, corners], small[:, corners][:, :, corners], rtol=1e-12, atol=0)
+    torch.testing.assert_close(large, hats(16, 8) @ small @ hats(20, 10).T, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_relu_keeps_the_positive_part_at_the_layers_resolution(network, images, targets, explainer):
+    signed, positive = (
+        explain(network, images, targets, explainer, layer="features.4", relu=relu, upsample=False)
+        for relu in (False, True)
+    )
+    assert (signed < 0).any()
+    assert torch.equal(positive, signed.clamp(min=0))
+
+
+def cams(network, images, targets, layer):
+    return [explain(network, images, targets, name, "weighted", layer) for name in cam.MAPS]
+
+
+def gradients_at(network, images, layer):
+    recorded = taps.record(network, images, networks.explanation_layer(network, layer))
+    return recorded.pull_back(cotangent("weighted", recorded.logits, torch.arange(6).expand(len(images), 6)))
+
+
+def test_the_cams_are_one_map_behind_the_last_convolution_of_a_pooled_network(pooled, images, targets):
+    first, *rest = cams(pooled, images, targets, "features")
+    for other in rest:
+        assert_same(other, first, 1e-5)  # XGradCAM's TINY
+    assert masking.is_constant(gradients_at(pooled, images, "features"))
+
+
+@pytest.mark.parametrize(("kind", "layer"), [(True, "features.4"), (True, "features.0"), (False, "features")])
+def test_the_cams_differ_at_earlier_layers_and_before_a_head_that_does_not_pool(request, images, targets, kind, layer):
+    network = request.getfixturevalue("pooled" if kind else "flat")
+    first, *rest = cams(network, images, targets, layer)
+    for other in rest:
+        assert (other - first).abs().max() > 0.01 * first.abs().max()
+    assert not masking.is_constant(gradients_at(network, images, layer))
+
+
+def test_vgg16_bn_is_explained_at_its_last_convolution_before_batch_norm():
+    with torch.device("meta"):  # shapes only: no weights are drawn
+        network = networks.build("vgg16_bn", num_classes=4)
+        images = torch.empty(1, 3, 224, 224)
+    layer = networks.explanation_layer(network)
+    assert layer is network.inner.features[40]
+    assert isinstance(layer, nn.Conv2d)
+    assert isinstance(network.inner.features[41], nn.BatchNorm2d)
+    assert taps.record(network, images, layer).activation.shape == (1, 512, 14, 14)
+
+
+@pytest.mark.parametrize("explainer", cam.MAPS)
+def test_the_narrow_vgg_has_the_same_14_by_14_map(explainer):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = networks.build("vgg16_bn_narrow", num_classes=4)
+    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    assert networks.explanation_layer(network) is network.inner.features[40]
+    maps = explain(network, images, torch.tensor([1]), explainer, upsample=False)
+    assert maps.shape == (1, 14, 14)
+    assert maps.any()
+
+
+def test_the_layer_is_a_module_a_name_or_the_networks_own(network, images, targets):
+    by_default = explain(network, images, targets)
+    assert torch.equal(by_default, explain(network, images, targets, layer="features"))
+    assert torch.equal(by_default, explain(network, images, targets, layer=network.features))
+    wrapped = networks.Network("tiny", network, {}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert torch.equal(by_default, explain(wrapped, images, targets, layer="features"))
+
+
+@pytest.mark.parametrize("explainer", LINEAR)
+def test_a_users_own_function_is_a_contrast(network, images, targets, explainer):
+    def first_against_second(logits, _targets):
+        return torch.tensor([1.0, -1, 0, 0, 0, 0]).to(logits).expand_as(logits)
+
+    ours = explain(network, images, targets, explainer, first_against_second)
+    classes = explain(network, images, torch.tensor([0, 1]).expand(4, 2), explainer, "original")
+    assert_same(ours, classes[:, 0] - classes[:, 1], 1e-9)
+    listed = explain(network, images, targets, explainer, [first_against_second, "weighted"])
+    assert torch.equal(listed[0], ours)
+
+
+def test_the_public_face_is_the_contract():
+    assert cxlib.explain is explain
+    defaults = {"explainer": "gradcam", "contrast": "weighted", "layer": None, "relu": False, "upsample": True}
+    parameters = signature(cxlib.explain).parameters
+    assert list(parameters) == ["network", "images", "targets", *defaults]
+    assert {name: parameters[name].default for name in defaults} == defaults
+
+
+def test_unknown_names_are_answered_with_the_list(network, images, targets):
+    with pytest.raises(ValueError, match="unknown explainer 'gradcamp'") as error:
+        explain(network, images, targets, "gradcamp")
+    assert all(name in str(error.value) for name in EXPLAINERS)
+    with pytest.raises(ValueError, match="unknown contrast 'wieghted'") as error:
+        explain(network, images, targets, contrast=["max", "wieghted"])
+    assert all(name in str(error.value) for name in CONTRASTS)
+    with pytest.raises(ValueError, match=r"no layer 'features\.44'.*features\.4"):
+        explain(network, images, targets, layer="features.44")
+
+
+@pytest.mark.parametrize("explainer", cam.MAPS)
+def test_a_layer_without_a_spatial_map_is_refused(network, images, targets, explainer):
+    with pytest.raises(ValueError, match=rf"{explainer} needs a layer with output \(B, C, h, w\)"):
+        explain(network, images, targets, explainer, layer="head")
+
+
+def test_a_network_without_a_spatial_map_asks_for_a_layer(images, targets):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 6)).double()
+    with pytest.raises(ValueError, match="has no convolution: name a layer"):
+        explain(network, images, targets)
+    assert explain(network, images, targets, "gradient").shape == (4, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        torch.tensor(1),
+        torch.tensor([0, 1]),
+        torch.tensor([0, 1, 2, 6]),
+        torch.tensor([-1, 0, 0, 0]),
+        torch.zeros(4),
+        torch.zeros(4, 1, 1, dtype=torch.long),
+    ],
+)
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_wrong_targets_are_refused(network, images, targets, explainer):
+    with pytest.raises(ValueError, match="targets must"):
+        explain(network, images, targets, explainer)

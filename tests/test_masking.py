@@ -1,0 +1,314 @@
+"""Equal-area blur and mask (Table 1), against literal loops over images, settings and pixels."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.functional import gaussian_blur as torchvision_blur
+
+from cxlib import networks
+from cxlib.explainers import cam, explain
+from cxlib.masking import (
+    BASELINES,
+    CONTRASTS,
+    FEATURES,
+    RULES,
+    Blur,
+    blur_and_mask,
+    is_constant,
+    relative_probability,
+)
+
+SMALL = Blur(5, 1.5)
+ZERO = torch.zeros(3, 1, 1)
+
+
+# --- the value ---
+
+
+def test_relative_probability_is_the_softmax_of_two_classes():
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t, other = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([3, 0, 1, 2, 2])
+    p = logits.softmax(-1)
+    expected = [p[i, t[i]] / (p[i, t[i]] + p[i, other[i]]) for i in range(5)]
+    torch.testing.assert_close(relative_probability(logits, t, other), torch.stack(expected))
+    torch.testing.assert_close(relative_probability(logits, other, t), 1 - torch.stack(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_relative_probability_does_not_overflow(dtype):
+    logits = torch.tensor([[1e4, 1e4 - 1, -1e4]], dtype=dtype)
+    zero, one, two = (torch.tensor([index]) for index in range(3))
+    assert relative_probability(logits, zero, one).item() == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
+    assert relative_probability(logits, zero, two).item() == 1
+    assert relative_probability(logits, two, zero).item() == 0
+
+
+# --- baselines ---
+
+
+@pytest.mark.parametrize(
+    ("size", "blur"),
+    [
+        ((224, 224), Blur()),
+        ((160, 112), Blur()),
+        ((51, 60), Blur()),  # the kernel reaches just to the last pixel
+        ((16, 20), SMALL),
+        ((9, 7), Blur(3, 0.4)),
+        ((5, 4), Blur(1, 2.0)),
+    ],
+)
+def test_the_blur_is_torchvisions(size, blur):
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    actual = BASELINES["gaussian_blur"](images, ZERO, blur)
+    expected = torchvision_blur(images, [blur.kernel, blur.kernel], [blur.sigma, blur.sigma])
+    assert actual.dtype == images.dtype
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel"), [((50, 80), 101), ((80, 50), 101), ((16, 16), 4), ((16, 16), 33), ((224, 224), 100)]
+)
+def test_a_blur_that_reaches_further_than_the_image_or_has_no_centre_is_refused(size, kernel):
+    with pytest.raises(ValueError, match=rf"must be odd and at most \d+ wide for \d+ pixels: {kernel}"):
+        BASELINES["gaussian_blur"](torch.zeros(1, 3, *size), ZERO, Blur(kernel, 15.0))
+
+
+def test_zeros_is_the_colour_that_the_network_sees_as_zero(network, images):
+    wrapped = networks.Network("tiny", network, {})
+    replaced = BASELINES["zeros"](images.float(), wrapped.mean, SMALL)
+    assert replaced.shape == images.shape
+    assert not ((replaced - wrapped.mean) / wrapped.std).any()
+    assert (replaced > 0.4).all(), "the mean of ImageNet, not black"
+
+
+def test_channel_mean_is_each_images_own_mean_colour(images):
+    replaced = BASELINES["channel_mean"](images, ZERO, SMALL)
+    assert replaced.shape == images.shape
+    for i, c in product(range(4), range(3)):
+        torch.testing.assert_close(replaced[i, c], images[i, c].mean().expand(16, 16))
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_baseline_of_a_batch_is_that_of_single_images_and_leaves_them_alone(images, baseline):
+    before = images.clone()
+    together = BASELINES[baseline](images, ZERO, SMALL)
+    for i in range(4):
+        torch.testing.assert_close(together[i : i + 1], BASELINES[baseline](images[i : i + 1], ZERO, SMALL))
+    assert torch.equal(images, before)
+
+
+# --- rules, written once more with numpy for one image: maps (M, H, W) -> kept (M, H, W) ---
+
+
+def literal_ranks(maps):
+    return maps.reshape(len(maps), -1).argsort(-1, kind="stable").argsort(-1, kind="stable").reshape(maps.shape)
+
+
+def literal_published(maps, features):
+    ranks, n_pixels = literal_ranks(maps), maps[0].size
+    if features == "positive":
+        k = min((m > 0).sum() for m in maps)
+        return ~(ranks < k)
+    k = max((m < 0).sum() for m in maps)
+    return ~(ranks > n_pixels - k)
+
+
+def literal_equal_kept(maps, features):
+    kept = np.zeros(maps.shape, dtype=bool)
+    k = min((m > 0).sum() if features == "positive" else (m < 0).sum() for m in maps)
+    for m, keep in zip(maps, kept):
+        order = sorted(range(m.size), key=lambda i: m.flat[i])  # Python's sort is stable
+        keep.flat[order[m.size - k :] if features == "positive" else order[:k]] = True
+    return kept
+
+
+LITERAL = {"published": literal_published, "equal_kept": literal_equal_kept}
+
+
+def some_maps(size=(9, 11)):
+    """Maps of differing balance: (5 images, 2 maps, H, W); rounded, so that values and zeros are tied."""
+    shift = torch.tensor([[0.0, 0.3], [1.0, -1.0], [-0.7, 0.0], [3.0, 2.0], [-3.0, 0.4]])[..., None, None]
+    return (torch.randn(5, 2, *size, generator=torch.Generator().manual_seed(0)) + shift).mul(4).round().div(4)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("rule", LITERAL)
+def test_a_rule_is_what_its_words_say(rule, features):
+    maps = some_maps()
+    expected = np.stack([LITERAL[rule](m, features) for m in maps.numpy()])
+    assert torch.equal(RULES[rule](maps, features), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("rule", RULES)
+def test_both_maps_of_an_image_keep_the_same_number_of_pixels(rule, features):
+    counts = RULES[rule](some_maps(), features).sum((-2, -1))
+    assert torch.equal(counts[:, 0], counts[:, 1])
+    assert (counts > 0).any()
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_kept_lies_above_or_below_what_is_hidden(rule, features):
+    maps = some_maps()
+    kept = RULES[rule](maps, features)
+    above, below = (kept, ~kept) if features == "positive" else (~kept, kept)
+    lowest_above = maps.masked_fill(~above, torch.inf).amin((-2, -1))
+    highest_below = maps.masked_fill(~below, -torch.inf).amax((-2, -1))
+    assert (lowest_above >= highest_below).all()
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_batch_of_maps_is_masked_as_single_images_are(rule, features):
+    maps = some_maps()
+    alone = [RULES[rule](m[None], features) for m in maps]
+    assert torch.equal(RULES[rule](maps, features), torch.cat(alone))
+
+
+def test_equal_kept_keeps_the_smaller_count_and_only_features_of_the_kind_asked_for():
+    maps = some_maps()
+    for features, sign in (("positive", 1), ("negative", -1)):
+        of_kind = (sign * maps > 0).sum((-2, -1))
+        kept = RULES["equal_kept"](maps, features)
+        assert torch.equal(kept.sum((-2, -1)), of_kind.amin(-1, keepdim=True).expand_as(of_kind))
+        assert (sign * maps[kept] > 0).all()
+
+
+def test_published_hides_as_many_as_are_positive_and_one_fewer_than_are_negative():
+    """Four pixels, 3 and 2 of them positive, 1 and 2 negative: 2 are hidden for positive, 2 - 1 for negative."""
+    maps = torch.tensor([[[[-1.0, 1.0], [2.0, 3.0]], [[-2.0, -1.0], [5.0, 4.0]]]])
+    assert RULES["published"](maps, "positive")[0].tolist() == [[[False, False], [True, True]]] * 2
+    assert RULES["published"](maps, "negative")[0].tolist() == [
+        [[True, True], [True, False]],
+        [[True, True], [False, True]],
+    ]
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("rule", LITERAL)
+def test_ties_keep_the_pixels_order(rule, features):
+    sign = 1.0 if features == "positive" else -1.0
+    constant = torch.full((1, 1, 40, 40), sign)
+    half = constant.clone()
+    half[..., :20, :] *= -1
+    maps = torch.cat([constant, half], 1)
+    expected = LITERAL[rule](maps[0].numpy(), features)
+    assert torch.equal(RULES[rule](maps, features)[0], torch.from_numpy(expected))
+
+
+def test_a_map_without_features_of_the_kind_keeps_none_of_them_under_equal_kept():
+    maps = torch.stack([torch.ones(3, 3), -torch.ones(3, 3)])[None]
+    for features in FEATURES:
+        assert not RULES["equal_kept"](maps, features).any()
+
+
+# --- the experiment ---
+
+
+def slow_blur_and_mask(wrapped, image, layer, explainers, baselines, rules, blur):
+    """One image, a setting at a time, masking the normalised image as the published code does."""
+    x = image[None]
+    normalised = (x - wrapped.mean) / wrapped.std
+    leading = wrapped(x)[0].sort(descending=True).indices[:2].tolist()
+
+    def value(images, t):
+        e = wrapped.inner(images)[0].exp()
+        return (e[leading[t]] / (e[leading[0]] + e[leading[1]])).item()
+
+    replacements = {
+        "gaussian_blur": torchvision_blur(normalised, [blur.kernel] * 2, [blur.sigma] * 2),
+        "zeros": torch.zeros_like(normalised),
+        "channel_mean": normalised.mean((2, 3), keepdim=True).expand_as(normalised),
+    }
+    masked = []
+    for explainer, t, baseline, features in product(explainers, range(2), baselines, FEATURES):
+        target = torch.tensor([leading[t]])
+        maps = [explain(wrapped, x, target, explainer, contrast, layer)[0].numpy() for contrast in CONTRASTS]
+        for c, rule in product(range(len(CONTRASTS)), rules):
+            kept = torch.from_numpy(LITERAL[rule](np.stack(maps), features)[c])
+            masked.append(value(torch.where(kept, normalised, replacements[baseline]), t))
+    shape = (len(explainers), 2, len(baselines), len(FEATURES), len(CONTRASTS), len(rules))
+    return torch.tensor([value(normalised, t) for t in range(2)]), torch.tensor(masked).view(shape)
+
+
+def wrap(network):
+    return networks.freeze(networks.Network("tiny", network, {})).double()
+
+
+EXPERIMENT = (list(cam.MAPS), list(BASELINES), list(LITERAL), SMALL)
+
+
+def test_the_experiment_is_every_setting_done_slowly(network, images):
+    wrapped = wrap(network)
+    layer = network.features[4]
+    unmasked, masked, _ = blur_and_mask(wrapped, images, layer, *EXPERIMENT)
+    assert unmasked.dtype == masked.dtype == torch.float64
+    assert masked.shape == (4, 3, 2, 3, 2, 2, 2)
+    for i, image in enumerate(images):
+        expected_unmasked, expected = slow_blur_and_mask(wrapped, image, layer, *EXPERIMENT)
+        torch.testing.assert_close(unmasked[i].float(), expected_unmasked.float(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(masked[i].float(), expected.float(), rtol=0, atol=1e-6)
+    assert torch.unique(masked[0, :, :, :, :, :, 0]).numel() > 30, "settings differ"
+
+
+def test_a_batch_gives_what_single_images_give(network, images):
+    wrapped = wrap(network)
+    together = blur_and_mask(wrapped, images, network.features[4], *EXPERIMENT)
+    for i in range(4):
+        alone = blur_and_mask(wrapped, images[i : i + 1], network.features[4], *EXPERIMENT)
+        torch.testing.assert_close(together.unmasked[i : i + 1], alone.unmasked, rtol=0, atol=1e-9)
+        torch.testing.assert_close(together.masked[i : i + 1], alone.masked, rtol=0, atol=1e-9)
+
+
+def test_any_module_is_masked_with_black_where_it_tells_no_mean(network, images):
+    explainers, _, rules, blur = EXPERIMENT
+    identity = networks.Network("tiny", network, {}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).double()
+    plain, wrapped = (
+        blur_and_mask(n, images, network.features[4], explainers, ["zeros"], rules, blur).masked
+        for n in (network, identity)
+    )
+    assert torch.equal(plain, wrapped)
+
+
+def test_relative_probabilities_of_the_unmasked_leaders_sum_to_one_and_the_first_leads(network, images):
+    unmasked = blur_and_mask(wrap(network), images, network.features[4], *EXPERIMENT).unmasked
+    torch.testing.assert_close(unmasked.sum(-1), torch.ones(4, dtype=torch.float64))
+    assert (unmasked[:, 0] >= 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "constant"),
+    [("pooled", 6, True), ("pooled", 4, False), ("pooled", 0, False), ("flat", 6, False), ("flat", 0, False)],
+)
+def test_the_flag_tells_a_layer_where_the_cams_coincide(request, images, kind, layer, constant):
+    network = request.getfixturevalue(kind)
+    result = blur_and_mask(wrap(network), images, network.features[layer], *EXPERIMENT)
+    assert result.constant_gradient is constant
+    coincide = torch.allclose(result.masked, result.masked[:, :1].expand_as(result.masked), atol=1e-6)
+    assert coincide is constant
+
+
+def test_one_pixel_in_one_image_makes_a_gradient_not_constant():
+    gradients = torch.randn(3, 2, 4, 1, 1, generator=torch.Generator().manual_seed(0)).expand(3, 2, 4, 7, 7).clone()
+    assert is_constant(gradients)
+    gradients[1, 0, 2, 3, 3] += 0.01
+    assert not is_constant(gradients)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"explainers": ["gradcamp"]}, "gradcamp.*gradcam"),
+        ({"baselines": ["noise"]}, "noise.*gaussian_blur"),
+        ({"rules": ["fair"]}, "fair.*equal_kept"),
+        ({"layer": "head"}, r"needs a layer with output \(B, C, h, w\)"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_list_and_so_is_a_layer_without_a_map(flat, images, wrong, message):
+    asked = {"explainers": ["gradcam"], "baselines": ["zeros"], "rules": ["published"], "layer": "features"} | wrong
+    layer = networks.explanation_layer(flat, asked["layer"])
+    with pytest.raises(ValueError, match=message):
+        blur_and_mask(flat, images, layer, asked["explainers"], asked["baselines"], asked["rules"], SMALL)

@@ -1,0 +1,383 @@
+"""Networks come by name, take images in [0, 1], fit the published weights' files, and survive a round trip."""
+
+import copy
+import hashlib
+import io
+import re
+from collections import OrderedDict
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.testing import assert_close
+
+from cxlib import networks, runtime
+from cxlib.networks import REVIEWED, build, explanation_layer
+
+BUILT = ["resnet18", "googlenet", "mobilenet_v3_small", "squeezenet1_0", "vgg16_bn_narrow", "test_resnet.r160_in1k"]
+EXPLAINED = dict.fromkeys(REVIEWED, 7) | {"alexnet": 13, "vgg16": 14, "vgg16_bn": 14, "squeezenet1_0": 13}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", refuse)
+
+
+@pytest.fixture
+def torch_home(tmp_path, monkeypatch):
+    """An empty cache of torchvision's downloads."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+
+
+def small(num_classes=4, seed=0):
+    with runtime.seeded(seed):
+        return build("vgg16_bn_narrow", num_classes=num_classes)
+
+
+def store(state, folder, stem):
+    """Write a state_dict as torchvision names its files: `<stem>-<hash8>.pth`."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path = folder / f"{stem}-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+def assert_same_state(state, expected):
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+# --- building ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_network_is_frozen_in_eval_mode_and_gives_logits(name):
+    network = build(name, num_classes=7)
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    logits = network(x)
+    assert logits.shape == (2, 7)
+    assert_close(logits, network.inner((x - network.mean) / network.std), rtol=0, atol=0)
+    assert_close(network(x[1:]), logits[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_normalisation_is_imagenets():
+    network = small()
+    seen = []
+    network.inner.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    network(torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1).expand(1, 3, 32, 32))
+    network(torch.tensor([0.485 + 0.229, 0.456 + 0.224, 0.406 + 0.225]).view(1, 3, 1, 1).expand(1, 3, 32, 32))
+    assert_close(seen[0], torch.zeros(1, 3, 32, 32))
+    assert_close(seen[1], torch.ones(1, 3, 32, 32))
+
+
+def test_timms_normalisation_is_its_own():
+    network = build("vit_tiny_patch16_224", num_classes=2)
+    assert network.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert network.std.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
+def test_random_weights_have_a_thousand_classes_unless_told():
+    with torch.device("meta"):
+        assert build("alexnet")(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+
+
+def test_unknown_network_lists_near_names():
+    with pytest.raises(ValueError, match=r"'resnet19'.*resnet18"):
+        build("resnet19")
+    with pytest.raises(ValueError, match=r"'xqzv'.*none"):
+        build("xqzv")
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "fasterrcnn_resnet50_fpn", "r3d_18"])
+def test_networks_that_are_no_image_classifiers_are_unknown(name):
+    with pytest.raises(ValueError, match=name):
+        build(name)
+
+
+# --- explanation layers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "side"), EXPLAINED.items())
+def test_explanation_layer_is_the_last_spatial_map(name, side):
+    with torch.device("meta"):
+        network = build(name)
+        shapes = []
+        explanation_layer(network).register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape))
+        network(torch.empty(2, 3, 224, 224))
+    assert [(len(shape), shape[0], *shape[2:]) for shape in shapes] == [(4, 2, side, side)]
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "vgg16_bn_narrow"])
+def test_layer_of_vgg_is_its_last_convolution_before_batch_norm(name):
+    with torch.device("meta"):
+        features = (network := build(name)).inner.features
+    assert explanation_layer(network) is features[40]
+    assert isinstance(features[40], nn.Conv2d)
+    assert isinstance(features[41], nn.BatchNorm2d)
+    assert not any(isinstance(module, nn.Conv2d) for module in features[41:])
+
+
+def test_layer_by_name_or_module():
+    network = small()
+    assert explanation_layer(network, "features.7") is network.inner.features[7]
+    assert explanation_layer(network.inner, "features.7") is network.inner.features[7]
+    assert explanation_layer(network, network.inner.features[7]) is network.inner.features[7]
+
+
+def test_any_module_with_convolutions_has_a_layer():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert explanation_layer(plain) is plain[2]
+    with pytest.raises(ValueError, match="no convolution"):
+        explanation_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)))
+
+
+def test_wrong_layer_name_lists_candidates():
+    with pytest.raises(ValueError, match=r"no layer 'feature\.40'.*features\.40"):
+        explanation_layer(small(), "feature.40")
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_tiny_patch16_224"])
+def test_vision_transformer_asks_for_a_layer(name):
+    with torch.device("meta") if name == "vit_b_16" else torch.device("cpu"):
+        network = build(name, num_classes=2)
+    with pytest.raises(ValueError, match="name a layer"):
+        explanation_layer(network)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_are_found_in_a_folder_under_the_networks_name(tmp_path, half):
+    state = small(seed=1).inner.state_dict()
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    store(state, tmp_path, "vgg16_bn_narrow")
+    network = build("vgg16_bn_narrow", "DEFAULT", folder=tmp_path)
+    assert_same_state(network.inner.state_dict(), {k: v.float() if half else v for k, v in state.items()})
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+    assert network(torch.rand(1, 3, 32, 32)).shape == (1, 4)
+
+
+def test_weights_of_another_name_are_asked_for_by_it(tmp_path):
+    store(small(seed=1).inner.state_dict(), tmp_path, "vgg16_bn_narrow")
+    birds = small(seed=2).inner.state_dict()
+    store(birds, tmp_path, "vgg16_bn_narrow_birds")
+    assert_same_state(build("vgg16_bn_narrow", "vgg16_bn_narrow_birds", folder=tmp_path).inner.state_dict(), birds)
+    assert_same_state(
+        build("vgg16_bn_narrow", "DEFAULT", folder=tmp_path).inner.state_dict(), small(seed=1).inner.state_dict()
+    )
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pt"])
+def test_weights_may_be_a_file(tmp_path, suffix):
+    state = small(seed=1).inner.state_dict()
+    store(state, tmp_path, "any").rename(tmp_path / f"mine.{suffix}")
+    assert_same_state(build("vgg16_bn_narrow", str(tmp_path / f"mine.{suffix}")).inner.state_dict(), state)
+
+
+def test_weights_whose_hash_differs_are_refused(tmp_path):
+    path = store(small().inner.state_dict(), tmp_path, "vgg16_bn_narrow")
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=re.escape(f"{path} is damaged")):
+        build("vgg16_bn_narrow", "DEFAULT", folder=tmp_path)
+
+
+def test_two_candidates_are_refused(tmp_path):
+    first, second = (store(small(seed=seed).inner.state_dict(), tmp_path, "vgg16_bn_narrow") for seed in (1, 2))
+    with pytest.raises(ValueError, match="several weights") as caught:
+        build("vgg16_bn_narrow", "DEFAULT", folder=tmp_path)
+    assert first.name in str(caught.value)
+    assert second.name in str(caught.value)
+
+
+def test_missing_weights_name_the_expected_file(tmp_path):
+    with pytest.raises(ValueError, match=re.escape("vgg16_bn_narrow-<hash8>.pth")) as caught:
+        build("vgg16_bn_narrow", "DEFAULT", folder=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'none.pth'} does not exist")):
+        build("vgg16_bn_narrow", str(tmp_path / "none.pth"))
+    with pytest.raises(ValueError, match=r"no weights 'IMAGENET1K_V9' for resnet18"):
+        build("resnet18", "IMAGENET1K_V9", folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "test_resnet.r160_in1k"])
+def test_failed_download_names_the_file_to_bring(torch_home, tmp_path, name):
+    with pytest.raises(ValueError, match=re.escape(f"put {name}-<hash8>.pth into {tmp_path}")) as caught:
+        build(name, "DEFAULT", folder=tmp_path)
+    assert "cannot be downloaded" in str(caught.value)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    store(build("squeezenet1_1", num_classes=2).inner.state_dict(), tmp_path, "vgg16_bn_narrow")
+    with pytest.raises(ValueError, match="do not fit vgg16_bn_narrow"):
+        build("vgg16_bn_narrow", "DEFAULT", folder=tmp_path)
+    deeper = small().inner.state_dict() | {f"features.{layer}.weight": torch.zeros(1) for layer in range(44, 144)}
+    torch.save(deeper, tmp_path / "deeper.pth")
+    with pytest.raises(ValueError, match="do not fit vgg16_bn_narrow: ") as caught:
+        build("vgg16_bn_narrow", str(tmp_path / "deeper.pth"))
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 500, "a person reads this line"
+    wider = small().inner.state_dict() | {"features.0.weight": torch.zeros(16, 3, 3, 3)}
+    torch.save(wider, tmp_path / "wider.pth")
+    with pytest.raises(ValueError, match=r"do not fit vgg16_bn_narrow: .*features\.0\.weight"):
+        build("vgg16_bn_narrow", str(tmp_path / "wider.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04"])
+def test_file_that_is_no_weights_is_refused(tmp_path, content):
+    (tmp_path / "mine.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine\.pth is not a file of weights"):
+        build("vgg16_bn_narrow", str(tmp_path / "mine.pth"))
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {"state_dict": {}}, 1])
+def test_file_that_holds_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "mine.pth")
+    with pytest.raises(ValueError, match=r"mine\.pth"):
+        build("vgg16_bn_narrow", str(tmp_path / "mine.pth"))
+
+
+def test_pickled_code_is_never_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    torch.save({"features.0.weight": Trap()}, tmp_path / "mine.pth")
+    with pytest.raises(ValueError, match=r"mine\.pth is not a file of weights"):
+        build("vgg16_bn_narrow", str(tmp_path / "mine.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+# The quirks of torchvision's published files: GoogLeNet's holds the auxiliary heads; those of ResNet and DenseNet are
+# older than batch norm's counters, DenseNet's than today's names; MNASNet checks a version beside the tensors.
+
+
+def published_state(name):
+    """A state_dict like that in torchvision's published file, with random values, and the network that it describes."""
+    options = {"init_weights": False} if name == "googlenet" else {}
+    network = torchvision.models.get_model(name, num_classes=10, **options).eval()
+    state = network.state_dict()
+    if name in ("densenet121", "resnet18"):
+        old = ((re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key), state[key]) for key in state)
+        state = OrderedDict((key, value) for key, value in old if "num_batches_tracked" not in key)
+        assert ("features.denseblock1.denselayer1.norm.1.weight" in state) == (name == "densenet121")
+    return network, state
+
+
+@pytest.mark.parametrize("source", ["folder", "file", "download"])
+@pytest.mark.parametrize("name", ["googlenet", "densenet121", "mnasnet0_5", "resnet18"])
+def test_published_files_are_loaded(tmp_path, monkeypatch, name, source):
+    theirs, state = published_state(name)
+    path = store(state, tmp_path, name)
+    if source == "download":
+        loaded = torch.load(path, weights_only=True)
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: loaded)
+    folder = tmp_path if source == "folder" else tmp_path / "empty"
+    network = build(name, str(path) if source == "file" else "DEFAULT", folder=folder)
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    normalised = (x - network.mean) / network.std
+    if name == "googlenet":
+        theirs.transform_input = True  # as torchvision sets it with its weights
+    with torch.no_grad():
+        assert_close(network(x), theirs(normalised))
+
+
+def test_transform_input_is_an_option_of_googlenets_weights_alone(tmp_path):
+    assert build("googlenet", num_classes=2).inner.transform_input is False
+    state = build("googlenet", num_classes=2).inner.state_dict()
+    store(state, tmp_path, "googlenet")
+    assert build("googlenet", "DEFAULT", folder=tmp_path).inner.transform_input is True
+
+
+# --- heads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn_narrow", "squeezenet1_1", "mobilenet_v3_small", "test_resnet.r160_in1k"])
+def test_head_of_another_size_is_replaced_and_all_else_is_kept(tmp_path, name):
+    with runtime.seeded(1):
+        state = build(name, num_classes=5).inner.state_dict()
+    store(state, tmp_path, name)
+    assert_same_state(build(name, "DEFAULT", folder=tmp_path).inner.state_dict(), state)
+    assert_same_state(build(name, "DEFAULT", 5, tmp_path).inner.state_dict(), state)
+    network = build(name, "DEFAULT", 3, tmp_path)
+    assert network(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+    new = network.inner.state_dict()
+    changed = [key for key in state if state[key].shape != new[key].shape]
+    assert len({key.rpartition(".")[0] for key in changed}) == 1
+    assert_same_state({k: v for k, v in new.items() if k not in changed}, {k: state[k] for k in new.keys() - changed})
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_new_head_comes_from_torchs_random_state(tmp_path):
+    store(small().inner.state_dict(), tmp_path, "vgg16_bn_narrow")
+    heads = []
+    for seed in (1, 1, 2):
+        with runtime.seeded(seed):
+            heads.append(build("vgg16_bn_narrow", "DEFAULT", 3, tmp_path).inner.classifier[-1].weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+# --- save and load ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*BUILT, "mnasnet0_5"])
+def test_round_trip_keeps_every_logit(tmp_path, name):
+    network = build(name, num_classes=7)
+    networks.save(network, tmp_path / "folder" / "one.pt")
+    again = networks.load(tmp_path / "folder" / "one.pt")
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(network(x), again(x))
+    assert again.name == name
+    assert not any(module.training for module in again.modules())
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_round_trip_keeps_googlenets_transform(tmp_path):
+    store(build("googlenet", num_classes=2).inner.state_dict(), tmp_path, "googlenet")
+    network = build("googlenet", "DEFAULT", folder=tmp_path)
+    networks.save(network, tmp_path / "one.pt")
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(networks.load(tmp_path / "one.pt")(x), network(x))
+
+
+def test_bytes_do_not_know_the_files_name(tmp_path):
+    network = small()
+    for name in ("one.pt", "other.pt"):
+        networks.save(network, tmp_path / name)
+    networks.save(copy.deepcopy(network).to(memory_format=torch.channels_last), tmp_path / "channels_last.pt")
+    networks.save(networks.load(tmp_path / "one.pt"), tmp_path / "again.pt")
+    contents = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(contents) == 4
+    assert len(set(contents.values())) == 1
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1000], lambda data: b"", lambda data: data.replace(b"PK", b"pk")]
+)
+def test_damaged_network_is_named(tmp_path, damage):
+    path = tmp_path / "one.pt"
+    networks.save(small(), path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"one\.pt is not a file of weights"):
+        networks.load(path)
+
+
+def test_missing_network_and_foreign_file_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.pt does not exist"):
+        networks.load(tmp_path / "gone.pt")
+    torch.save(small().inner.state_dict(), tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"state\.pt is not a network written by cxlib"):
+        networks.load(tmp_path / "state.pt")

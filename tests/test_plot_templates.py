@@ -1,0 +1,113 @@
+"""The repository's DVC plot templates, drawn from small tables by DVC and Vega-Lite."""
+
+import csv
+import itertools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import vl_convert
+
+TEMPLATES = Path(__file__).parents[1] / ".dvc" / "plots"
+PERTURBATION = {
+    "network": ["resnet18", "vgg16"],
+    "epsilon": [0.001, 0.003],
+    "n_iterations": [1, 10],
+    "contrast": ["original", "mean", "max", "weighted", "probability"],
+    "quantity": ["accuracy", "p_t", "y_t"],
+    "n_images": [100],
+}
+TABLE1 = {
+    "network": ["vgg16"],
+    "explainer": ["gradcam", "xgradcam"],
+    "target": ["t1", "t2"],
+    "baseline": ["blur"],
+    "kept_features": ["positive", "negative"],
+    "contrast": ["original", "weighted"],
+    "rule": ["published", "equal_kept"],
+    "n_images": [100],
+    "low": [0.4],
+    "high": [0.6],
+}
+# For each table: the values of its columns (every combination is a row), x, y and the template.
+TABLES = {
+    "plots/perturbation.csv": (PERTURBATION, "network", "change", "grouped_bar"),
+    "plots/table1.csv": (TABLE1, "explainer", "relative_probability", "table1"),
+}
+
+
+def run(*command: str, cwd: Path) -> str:
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def write_tables(repository: Path, value: float) -> None:
+    for name, (columns, _, y, _) in TABLES.items():
+        with (repository / name).open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([*columns, y])
+            writer.writerows([*row, value] for row in itertools.product(*columns.values()))
+
+
+@pytest.fixture(scope="module")
+def charts(tmp_path_factory):
+    """What `dvc plots show` and `dvc plots diff HEAD` hand to Vega-Lite: {(command, table): specification}."""
+    repository = tmp_path_factory.mktemp("plots")
+    run("git", "init", "-q", cwd=repository)
+    shutil.copytree(TEMPLATES, repository / ".dvc" / "plots")
+    (repository / ".dvc" / "config").touch()  # as good as `dvc init`, and fast
+    (repository / "plots").mkdir()
+    plots = [{name: {"x": x, "y": y, "template": template}} for name, (_, x, y, template) in TABLES.items()]
+    (repository / "dvc.yaml").write_text(json.dumps({"plots": plots}))
+    write_tables(repository, 0.5)
+    run("git", "add", ".", cwd=repository)
+    run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one", cwd=repository)
+    write_tables(repository, 0.25)
+    found = {}
+    for command in (["show"], ["diff", "HEAD"]):
+        answer = json.loads(run(sys.executable, "-m", "dvc", "plots", *command, "--json", cwd=repository))
+        assert not answer.get("errors")
+        for name, (entry,) in answer["data"].items():
+            content = entry["content"]
+            found[command[0], name] = json.loads(content) if isinstance(content, str) else content
+    return found
+
+
+def n_rows(name):
+    return math.prod(map(len, TABLES[name][0].values()))
+
+
+def bars(chart):
+    return vl_convert.vegalite_to_svg(chart).count('aria-roledescription="bar"')
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_is_one_bar(charts, name):
+    assert bars(charts["show", name]) == n_rows(name)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_diff_draws_both_revisions(charts, name):
+    chart = charts["diff", name]
+    assert {row["rev"] for row in chart["data"]["values"]} == {"workspace", "HEAD"}
+    assert bars(chart) == 2 * n_rows(name)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_chart_is_a_picture_without_a_network(charts, name):
+    chart = charts["diff", name]
+    assert "DVC_METRIC" not in json.dumps(chart)
+    png = vl_convert.vegalite_to_png(chart, allowed_base_urls=[])
+    assert png.startswith(b"\x89PNG")
+    assert len(png) > 20_000
+
+
+def test_every_template_is_tested():
+    assert {path.stem for path in TEMPLATES.glob("*.json")} == {template for *_, template in TABLES.values()}

@@ -1,0 +1,408 @@
+"""The whole pipeline in miniature, through the command lines of dvc.yaml; and what bad input gets: one line."""
+
+import contextlib
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from test_params import ROOT, arguments, command, composed, resolved
+
+MINIATURE = (
+    "synthbirds.species_per_family=2",
+    "synthbirds.train_per_species=2",
+    "synthbirds.test_per_species=3",
+    "synthbirds.image_size=40",
+    "perturb.networks=[squeezenet1_1,mobilenet_v3_small]",
+    "perturb.image_size=32",
+    "perturb.n_iterations=[1,2]",
+    "perturb.max_images=5",
+    "perturb.batch_size=3",
+    "perturb.training.epochs=1",
+    "gradient_norms.network=squeezenet1_1",
+    "gradient_norms.max_images=4",
+    "gradient_norms.batch_size=3",
+    "gradient_norms.chunk=3",
+    "finetune.image_size=32",
+    "finetune.epochs=2",
+    "masking.blur_kernel=9",
+    "masking.blur_sigma=2",
+    "masking.max_images=0",
+    "masking.max_images_below=5",
+    "masking.batch_size=8",
+    "device=cpu",
+)
+
+
+def run(cmd, **changes):
+    """Run a stage's command line in this process, some of its options changed; in the current folder."""
+    script, options = arguments(cmd)
+    for name, value in changes.items():
+        option = f"--{name.replace('_', '-')}"
+        assert option in options
+        options[option] = str(value)
+    return CliRunner().invoke(command(script), [word for pair in options.items() for word in pair])
+
+
+def succeed(cmd, **changes):
+    result = run(cmd, **changes)
+    assert result.exit_code == 0, f"{cmd}\n{result.output}\n{result.exception!r}"
+    return result
+
+
+def in_order(repo):
+    return list(nx.dfs_postorder_nodes(repo.index.graph))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A folder in which every stage of dvc.yaml has run, the stages' command lines, and what they printed."""
+    folder = tmp_path_factory.mktemp("pipeline") / "repo"
+    repo = resolved(folder, composed("profile=mini", *MINIATURE))
+    shutil.copytree(ROOT / "data" / "reference", folder / "data" / "reference")
+    printed = {}
+    with contextlib.chdir(folder):
+        for stage in in_order(repo):
+            if stage.name.startswith(("synthbirds", "finetune@")):
+                printed[stage.name] = succeed(stage.cmd)
+        # A threshold that leaves images on both of its sides, whatever these two epochs reached.
+        p_2 = np.sort(np.load("data/finetuned/reports/vgg16_bn_narrow.npz")["probabilities"], 1)[:, -2]
+        threshold = float(np.median(p_2))
+        shutil.rmtree(folder / ".dvc")
+        repo = resolved(folder, composed("profile=mini", *MINIATURE, f"masking.threshold={threshold}"))
+        stages = in_order(repo)
+        for stage in stages:
+            if stage.name not in printed:
+                printed[stage.name] = run(stage.cmd)
+    commands = {stage.name: stage.cmd for stage in stages}
+    n_above = int((p_2 > threshold).sum())
+    return SimpleNamespace(
+        folder=folder, commands=commands, printed=printed, n_above=n_above, outs=[o for s in stages for o in s.outs]
+    )
+
+
+@pytest.fixture
+def here(pipeline, monkeypatch):
+    monkeypatch.chdir(pipeline.folder)
+    return pipeline
+
+
+def contents(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- every stage, in order --------------------------------------------------------------------------------------
+
+
+def test_every_stage_succeeds(pipeline):
+    assert set(pipeline.printed) == set(pipeline.commands)
+    assert {name: result.output for name, result in pipeline.printed.items() if result.exit_code} == {}
+
+
+def test_every_output_of_every_stage_is_there(pipeline):
+    missing = [out.def_path for out in pipeline.outs if not (pipeline.folder / out.def_path).exists()]
+    assert missing == []
+    promised = [
+        "plots/perturbation.csv", "plots/table1.csv", "plots/under_threshold.csv",
+        "metrics/finetune.json", "metrics/perturbation.json", "metrics/table1.json", "metrics/claims.json",
+        "plots/figure_1_2.png", "plots/figure_3.png", "plots/figure_4.png", "plots/figure_6.png",
+    ]  # fmt: skip
+    assert {out.def_path for out in pipeline.outs} >= set(promised)
+
+
+def test_stages_write_nothing_else(pipeline):
+    outs = [out.def_path for out in pipeline.outs]
+    given = ("data/reference/", ".dvc/", "params.yaml", "dvc.yaml", ".dvcignore")
+    extra = [
+        name
+        for name in contents(pipeline.folder)
+        if not name.startswith(given) and not any(name == out or name.startswith(f"{out}/") for out in outs)
+    ]
+    assert extra == []
+
+
+def numbers(tree):
+    for value in tree.values():
+        yield from numbers(value) if isinstance(value, dict) else [value]
+
+
+def find(tree, key):
+    """The subtree below a key, at any depth."""
+    if key in tree:
+        return tree[key]
+    return next((found for value in tree.values() if isinstance(value, dict) and (found := find(value, key))), None)
+
+
+def test_metrics_are_few_finite_numbers_without_lists(pipeline):
+    files = sorted((pipeline.folder / "metrics").iterdir())
+    assert len(files) >= 5
+    for file in files:
+        assert "NaN" not in file.read_text(), file
+        values = list(numbers(json.loads(file.read_text())))
+        assert 0 < len(values) <= 46, f"{file}: {len(values)} numbers"
+        assert all(isinstance(value, int | float) for value in values), file
+        assert list(json.loads(file.read_text())) == sorted(json.loads(file.read_text()))
+
+
+def test_figures_are_pictures(pipeline):
+    pictures = sorted((pipeline.folder / "plots").glob("*.png"))
+    assert len(pictures) == 5
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 100
+            assert len(picture.convert("RGB").getcolors(10**6)) > 2, path
+
+
+def test_perturbation_table_has_the_contracts_columns_and_every_setting(pipeline):
+    rows = read(pipeline.folder / "plots" / "perturbation.csv")
+    header = (ROOT / "data/reference/fig1_fig2_digitised.csv").read_text().split()[0].split(",")
+    assert list(rows[0]) == [*header, "n_images"]
+    assert len(rows) == 2 * 5 * 2 * 2 * 3
+    assert {row["n_images"] for row in rows} == {"5"}
+    assert len({tuple(row[key] for key in header[:-1]) for row in rows}) == len(rows)
+
+
+def test_masking_tables_have_the_contracts_columns_and_both_sides(pipeline):
+    header = (ROOT / "data/reference/table1.csv").read_text().split()[0].split(",")
+    for name, n_images in (("table1", pipeline.n_above), ("under_threshold", 5)):
+        rows = read(pipeline.folder / "plots" / f"{name}.csv")
+        assert list(rows[0])[: len(header)] == header
+        assert set(rows[0]) >= {"rule", "n_images", "low", "high"}
+        assert len(rows) == 3 * 2 * (1 + 3 * 2 * 2 * 2)
+        assert {row["n_images"] for row in rows} == {str(n_images)}
+        assert all(float(row["low"]) <= float(row["relative_probability"]) <= float(row["high"]) for row in rows)
+
+
+def test_metrics_tell_what_the_reports_hold(pipeline):
+    metrics = json.loads((pipeline.folder / "metrics" / "finetune.json").read_text())
+    explained = find(metrics, "vgg16_bn_narrow")
+    report = np.load(pipeline.folder / "data/finetuned/reports/vgg16_bn_narrow.npz")
+    accuracy = (report["probabilities"].argmax(1) == report["labels"]).mean()
+    assert explained["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert explained["n_p2_above_threshold"] == pipeline.n_above
+    assert all("test_accuracy" in find(metrics, name) for name in ("squeezenet1_1", "mobilenet_v3_small"))
+    assert len(report["losses"]) == len(report["accuracies"]) == 2
+
+
+def test_perturbations_start_from_the_same_images_for_every_network(pipeline):
+    cells = [np.load(path)["images"].tolist() for path in (pipeline.folder / "data" / "perturbation").iterdir()]
+    assert len(cells) == 2
+    assert cells[0] == cells[1] == sorted(cells[0])
+
+
+def test_maps_show_images_above_the_threshold(pipeline):
+    for name, n_classes in (("figure_3", 2), ("figure_4", 3)):
+        with np.load(pipeline.folder / "data" / "maps" / f"{name}.npz") as maps:
+            threshold = float(arguments(pipeline.commands["maps_3"])[1]["--threshold"])
+            assert (maps["probabilities"][:, n_classes - 1] > threshold).all()
+            assert maps["names"].shape[1] == n_classes
+            if name == "figure_3":
+                assert maps["maps"].shape == (4, 3, 2, 2, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "synthbirds", "contact_sheet", "finetune@vgg16_bn_narrow", "perturb@squeezenet1_1", "mask@vgg16_bn_narrow",
+        "maps_3", "figure_3", "figure_1_2", "gradient_norms", "figure_6", "tables", "claims", "perturbation",
+    ],
+)  # fmt: skip
+def test_stage_writes_the_same_bytes_again(here, name):
+    before = contents(here.folder)
+    succeed(here.commands[name])
+    after = contents(here.folder)
+    assert after.keys() == before.keys()
+    assert [file for file in after if after[file] != before[file]] == []
+
+
+def test_batch_size_changes_no_result(here, tmp_path):
+    succeed(here.commands["perturb@squeezenet1_1"], batch_size=5, out=tmp_path / "cell.npz")
+    with np.load("data/perturbation/squeezenet1_1.npz") as ours, np.load(tmp_path / "cell.npz") as other:
+        np.testing.assert_allclose(other["changes"], ours["changes"], atol=2e-3)
+
+
+# --- one side of the threshold may be empty ---------------------------------------------------------------------
+
+
+def test_tables_without_an_image_below_the_threshold(here, tmp_path):
+    succeed(here.commands["mask@vgg16_bn_narrow"], threshold=0.0, out=tmp_path / "cells" / "vgg16_bn_narrow.npz")
+    paths = {name: tmp_path / name for name in ("table", "under_table", "metrics")}
+    succeed(here.commands["tables"], folder=tmp_path / "cells", **paths)
+    assert len(read(paths["table"])) == 150
+    assert len(read(paths["under_table"])) == 0
+    assert json.loads(paths["metrics"].read_text())["n_images_below"] == 0
+
+
+def test_claims_without_an_image_above_the_threshold_say_so(here, tmp_path):
+    succeed(here.commands["mask@vgg16_bn_narrow"], threshold=0.99, out=tmp_path / "cells" / "vgg16_bn_narrow.npz")
+    outs = {name: tmp_path / name for name in ("metrics", "table")}
+    result = run(here.commands["claims"], masking_folder=tmp_path / "cells", **outs)
+    assert_one_line(result, "no test image is above the threshold")
+    assert not any(path.exists() for path in outs.values())
+
+
+def test_figures_say_when_no_image_has_enough_classes(here, tmp_path):
+    succeed(here.commands["maps_3"], threshold=0.99, out=tmp_path / "maps.npz")
+    succeed(here.commands["figure_3"], maps=tmp_path / "maps.npz", out=tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_constant_gradient_is_warned_of(here, tmp_path):
+    """MobileNet pools behind its last convolution: its CAMs are one and the same map."""
+    changes = {"network": "data/networks/mobilenet_v3_small.pt", "out": tmp_path / "cell.npz"}
+    result = succeed(
+        here.commands["mask@vgg16_bn_narrow"], **changes, report="data/networks/reports/mobilenet_v3_small.npz"
+    )
+    assert "warning: the gradient is constant" in result.stderr
+    assert "warning" not in here.printed["mask@vgg16_bn_narrow"].stderr
+
+
+def test_published_weights_are_taken_as_they_are(here, tmp_path):
+    """No epochs: the network is tested and nothing else."""
+    succeed(here.commands["finetune@vgg16_bn_narrow"], epochs=0, out=tmp_path / "n.pt", report=tmp_path / "r.npz")
+    with np.load(tmp_path / "r.npz") as report:
+        assert len(report["losses"]) == len(report["accuracies"]) == 0
+        assert report["probabilities"].shape == (24, 8)
+
+
+def test_accuracy_without_any_training_has_no_curves(here, tmp_path):
+    for name in ("perturbed", "finetuned"):
+        network = "squeezenet1_1" if name == "perturbed" else "vgg16_bn_narrow"
+        changes = {
+            "epochs": 0,
+            "network": network,
+            "out": tmp_path / "n.pt",
+            "report": tmp_path / name / f"{network}.npz",
+        }
+        succeed(here.commands["finetune@vgg16_bn_narrow"], **changes)
+    folders = {"perturbed_folder": tmp_path / "perturbed", "finetuned_folder": tmp_path / "finetuned"}
+    outs = {"metrics": tmp_path / "m.json", "curves": tmp_path / "c.csv"}
+    succeed(here.commands["accuracy"], **folders, **outs, perturbed="squeezenet1_1", finetuned="vgg16_bn_narrow")
+    assert pd.read_csv(outs["curves"]).empty
+    metrics = json.loads(outs["metrics"].read_text())
+    assert all("test_accuracy" in find(metrics, name) for name in ("squeezenet1_1", "vgg16_bn_narrow"))
+
+
+def test_a_network_that_is_perturbed_and_explained_keeps_both_accuracies(here, tmp_path):
+    """The two trainings are different: in the metrics and the curves neither may hide the other."""
+    cell = tmp_path / "perturbed" / "vgg16_bn_narrow.npz"
+    succeed(here.commands["finetune@vgg16_bn_narrow"], epochs=1, out=tmp_path / "n.pt", report=cell)
+    outs = {"metrics": tmp_path / "m.json", "curves": tmp_path / "c.csv"}
+    changes = {"perturbed_folder": tmp_path / "perturbed", "perturbed": "vgg16_bn_narrow"}
+    succeed(here.commands["accuracy"], **changes, **outs)
+    curves = pd.read_csv(outs["curves"])
+    assert len(curves) == 1 + 2  # one epoch of the one, two of the other
+    assert json.dumps(json.loads(outs["metrics"].read_text())).count('"test_accuracy"') == 2
+
+
+# --- bad input --------------------------------------------------------------------------------------------------
+
+
+def assert_one_line(result, *named):
+    """Failed, with one line on stderr behind the progress bars, and without a traceback."""
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if line.strip() and "|" not in line and "it/s" not in line]
+    lines = [line for line in lines if "batch" not in line]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    for text in named:
+        assert str(text) in lines[0]
+
+
+BAD = {
+    "finetune@vgg16_bn_narrow": [
+        ({"data": "data/nowhere"}, ["data/nowhere"]),
+        ({"network": "resnet19"}, ["'resnet19'", "resnet18"]),
+        ({"weights": "DEFAULT"}, ["vgg16_bn_narrow-<hash8>.pth"]),
+        ({"weights": "data/none.pth"}, ["data/none.pth"]),
+        ({"device": "abacus"}, ["'abacus'"]),
+        ({"learning_rate": 1e20}, ["lower the learning rate"]),
+    ],
+    "perturb@squeezenet1_1": [
+        ({"data": "data/reference"}, ["data/reference"]),
+        ({"network": "data/networks/none.pt"}, ["data/networks/none.pt"]),
+        ({"network": "data/reference/table1.csv"}, ["data/reference/table1.csv"]),
+        ({"contrasts": "original,nonsense"}, ["'nonsense'", "weighted"]),
+        ({"epsilons": "0.001,-0.5"}, ["-0.5"]),
+        ({"n_iterations": "0"}, ["0"]),
+    ],
+    "mask@vgg16_bn_narrow": [
+        ({"layer": "features.99"}, ["'features.99'", "features.9"]),
+        ({"explainers": "gradcam,nonsense"}, ["nonsense", "xgradcam"]),
+        ({"baselines": "nonsense"}, ["nonsense", "zeros"]),
+        ({"rules": "nonsense"}, ["nonsense", "equal_kept"]),
+        ({"blur_kernel": 8}, ["8"]),
+        ({"report": "data/none.npz"}, ["data/none.npz"]),
+    ],
+    "maps_3": [({"contrasts": "nonsense"}, ["nonsense"]), ({"explainers": "nonsense"}, ["nonsense"])],
+    "gradient_norms": [({"network": "data/none.pt"}, ["data/none.pt"])],
+    "perturbation": [({"networks": "squeezenet1_1,mobilenet_v3_small,alexnet"}, ["alexnet.npz"])],
+    "tables": [({"reference": "data/none.csv"}, ["data/none.csv"]), ({"folder": "data/none"}, ["data/none"])],
+    "claims": [({"published_table": "data/none.csv"}, ["data/none.csv"])],
+    "synthbirds": [({"species_per_family": 7}, ["species_per_family", "7"]), ({"ambiguity": 2}, ["ambiguity", "2"])],
+    "contact_sheet": [({"data": "data/nowhere"}, ["data/nowhere"])],
+    "figure_1_2": [({"table": "plots/none.csv"}, ["plots/none.csv"])],
+    "figure_3": [({"maps": "data/none.npz"}, ["data/none.npz"])],
+    "figure_6": [({"metrics": "metrics/none.json"}, ["metrics/none.json"])],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [(name, *case) for name, cases in BAD.items() for case in cases],
+    ids=[f"{name}-{'-'.join(map(str, changes.items()))}" for name, cases in BAD.items() for changes, _ in cases],
+)
+def test_bad_input_is_one_line_and_leaves_no_file(here, name, changes, named):
+    before = contents(here.folder)
+    result = run(here.commands[name], **changes)
+    assert_one_line(result, *named)
+    assert contents(here.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("finetune@vgg16_bn_narrow", {"schedule": "nonsense"}, ["--schedule", "nonsense", "one_cycle"]),
+        ("finetune@vgg16_bn_narrow", {"epochs": "many"}, ["--epochs", "many"]),
+        ("perturb@squeezenet1_1", {"epsilons": "0.001,small"}, ["--epsilons", "small"]),
+        ("perturb@squeezenet1_1", {"epsilons": "params.yaml:perturb.nothing"}, ["--epsilons", "perturb.nothing"]),
+        ("perturb@squeezenet1_1", {"epsilons": "params.yaml:seed"}, ["--epsilons"]),
+        ("perturb@squeezenet1_1", {"epsilons": "params.yaml:seed.deeper"}, ["--epsilons", "seed.deeper"]),
+        ("perturb@squeezenet1_1", {"epsilons": "nowhere.yaml:perturb.epsilons"}, ["--epsilons", "nowhere.yaml"]),
+        ("perturb@squeezenet1_1", {"contrasts": "params.yaml:launch"}, ["--contrasts", "launch"]),  # no list: a text
+    ],
+)
+def test_value_that_does_not_parse_is_named_with_its_option(here, name, changes, named):
+    before = contents(here.folder)
+    result = run(here.commands[name], **changes)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code != 0
+    for text in named:
+        assert text in result.stderr.splitlines()[-1]
+    assert contents(here.folder) == before
+
+
+def test_script_itself_exits_with_one_line(tmp_path):
+    script = [sys.executable, ROOT / "stages" / "figure_1_2.py"]
+    done = subprocess.run(
+        [*script, "--table", "none.csv", "--out", "plots/f.png"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    assert "none.csv" in done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

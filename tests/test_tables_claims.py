@@ -1,0 +1,421 @@
+"""Tables, verdicts and files: numbers that can be checked by hand, and files that are whole or not there."""
+
+import csv
+import itertools
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxlib import claims, runtime, tables
+
+REFERENCE = Path(__file__).parents[1] / "data" / "reference"
+QUANTITIES = ("accuracy", "p_t", "y_t")
+EXPLAINERS, TARGETS = ("linear_approximation", "gradcam", "xgradcam"), ("t1", "t2")
+BASELINES, FEATURES = ("gaussian_blur", "zeros", "channel_mean"), ("positive", "negative")
+CONTRASTS, RULES = ("original", "weighted"), ("published", "equal_kept")
+
+
+def perturbation_cell(seed=0, n_images=20, contrasts=("original", "mean", "max", "weighted"), shift=0.0):
+    """A perturbed network as its stage saves it; `shift` favours the weighted contrast in all three quantities."""
+    rng = np.random.default_rng(seed)
+    changes = rng.normal(0, 0.1, (len(contrasts), 2, 3, 3, n_images))
+    weighted = contrasts.index("weighted")
+    changes[weighted] = changes[0] + rng.normal(0, 0.01, changes[0].shape)
+    changes[weighted] += shift * np.array([1, 1, -1])[:, None]
+    return {
+        "changes": changes,
+        "zero_share": rng.random((len(contrasts), 2, 3)),
+        "contrasts": np.array(contrasts),
+        "epsilons": np.array([1e-3, 3e-3]),
+        "n_iterations": np.array([1, 2, 10]),
+        "quantities": np.array(QUANTITIES),
+        "images": np.arange(n_images),
+    }
+
+
+def masking_cell(seed=0, n_above=30, n_below=12, shift=0.0):
+    """A masked network as its stage saves it; `shift` favours the weighted contrast everywhere."""
+    rng = np.random.default_rng(seed)
+    n_images = n_above + n_below
+    masked = rng.uniform(0.3, 0.7, (n_images, 3, 2, 3, 2, 2, 2))
+    masked[..., 1, :] = masked[..., 0, :] + rng.normal(0, 0.01, masked[..., 0, :].shape)
+    masked[..., 1, :] += shift * np.array([1, -1])[:, None]  # positive features, negative features
+    return {
+        "unmasked": rng.random((n_images, 2)),
+        "masked": masked,
+        "above": np.arange(n_images) < n_above,
+        "explainers": np.array(EXPLAINERS),
+        "targets": np.array(TARGETS),
+        "baselines": np.array(BASELINES),
+        "features": np.array(FEATURES),
+        "contrasts": np.array(CONTRASTS),
+        "rules": np.array(RULES),
+        "images": np.arange(n_images),
+    }
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def published(name):
+    return pd.read_csv(REFERENCE / f"{name}.csv")
+
+
+def read_rows(name):
+    with (REFERENCE / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def test_perturbation_table_holds_the_means_over_images():
+    cells = {"resnet18": perturbation_cell(1), "alexnet": perturbation_cell(2, n_images=7)}
+    table = tables.perturbation(cells)
+    header = (REFERENCE / "fig1_fig2_digitised.csv").read_text().splitlines()[0].split(",")
+    assert list(table.columns) == [*header, "n_images"]
+    assert len(table) == 2 * 4 * 2 * 3 * 3
+    rows = table.set_index(["network", "epsilon", "n_iterations", "contrast", "quantity"])
+    assert rows.index.is_unique
+    for network, cell in cells.items():
+        for (c, contrast), (e, epsilon), (i, n), (q, quantity) in itertools.product(
+            enumerate(cell["contrasts"]), enumerate((0.001, 0.003)), enumerate((1, 2, 10)), enumerate(QUANTITIES)
+        ):
+            values = [float(value) for value in cell["changes"][c, e, i, q]]
+            row = rows.loc[network, epsilon, n, str(contrast), quantity]
+            assert row["change"] == pytest.approx(mean(values))
+            assert row["n_images"] == len(values)
+
+
+def test_zero_gradient_table_is_the_saved_share():
+    cell = perturbation_cell()
+    rows = tables.zero_gradients({"resnet18": cell}).set_index(["network", "epsilon", "n_iterations", "contrast"])
+    assert len(rows) == cell["zero_share"].size
+    assert rows.loc[("resnet18", 0.003, 2, "weighted"), "zero_share"] == cell["zero_share"][3, 1, 1]
+    assert rows.loc[("resnet18", 0.001, 10, "mean"), "zero_share"] == cell["zero_share"][1, 0, 2]
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_masking_table_holds_the_means_of_one_side(rng, above):
+    cell = masking_cell()
+    table = tables.masking({"vgg16_bn": cell}, above, rng)
+    header = (REFERENCE / "table1.csv").read_text().splitlines()[0].split(",")
+    assert list(table.columns) == [*header, "rule", "n_images", "low", "high", "network"]
+    assert len(table) == 3 * 2 * (1 + 3 * 2 * 2 * 2)
+    images = range(30) if above else range(30, 42)
+    assert set(table["n_images"]) == {len(images)}
+    rows = table.set_index(["explainer", "target", "baseline", "kept_features", "contrast", "rule"])
+    assert rows.index.is_unique
+    axes = (EXPLAINERS, TARGETS, BASELINES, FEATURES, CONTRASTS, RULES)
+    for index in np.ndindex(*map(len, axes)):
+        value = rows.loc[tuple(axis[i] for axis, i in zip(axes, index)), "relative_probability"]
+        assert value == pytest.approx(mean(float(cell["masked"][(image, *index)]) for image in images))
+    for explainer, (t, target) in itertools.product(EXPLAINERS, enumerate(TARGETS)):
+        value = rows.loc[(explainer, target, "none", "all", "none", "none"), "relative_probability"]
+        assert value == pytest.approx(mean(float(cell["unmasked"][image, t]) for image in images))
+    assert (table["low"] < table["relative_probability"]).all()
+    assert (table["relative_probability"] < table["high"]).all()
+
+
+def test_interval_of_a_constant_is_that_constant(rng):
+    cell = masking_cell()
+    cell["masked"][:] = 0.25
+    table = tables.masking({"vgg16_bn": cell}, True, rng)
+    kept = table[table["kept_features"] != "all"]
+    assert kept[["relative_probability", "low", "high"]].to_numpy() == pytest.approx(0.25)
+
+
+def test_side_without_images_has_no_rows(rng):
+    table = tables.masking({"full": masking_cell(), "empty": masking_cell(n_below=0)}, False, rng)
+    assert set(table["network"]) == {"full"}
+
+
+@pytest.mark.parametrize("name", ["table1", "under_threshold_table"])
+def test_printed_value_stands_beside_each_of_ours(rng, name):
+    table = tables.masking({"vgg16_bn": masking_cell()}, True, rng)
+    joined = tables.with_published(table, published(name))
+    assert len(joined) == len(table)
+    pd.testing.assert_frame_equal(joined[list(table.columns)], table)
+    keys = ("explainer", "target", "baseline", "kept_features", "contrast")
+    printed = {tuple(row[key] for key in keys): float(row["relative_probability"]) for row in read_rows(name)}
+    found = {tuple(getattr(row, key) for key in keys): row.published for row in joined.itertuples()}
+    assert {key: value for key, value in found.items() if not np.isnan(value)} == printed
+    for _, group in joined.groupby(list(keys)):
+        assert group["published"].nunique(dropna=False) == 1  # the same beside both rules
+
+
+# --- claims -----------------------------------------------------------------------------------------------------
+
+
+def test_claim_1_is_positive_when_weighted_moves_p_t_and_accuracy_more_and_y_t_less(rng):
+    cells = {name: perturbation_cell(seed, shift=0.05) for seed, name in enumerate(("resnet18", "alexnet"))}
+    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
+    assert {margin.network for margin in margins} == {"all networks", *cells}
+    names = {"accuracy_weighted_minus_original", "p_t_weighted_minus_original", "y_t_original_minus_weighted"}
+    assert {margin.margin for margin in margins} == names
+    assert len(margins) == 9
+    for margin in margins:
+        assert 0 < margin.low < margin.mean < margin.high
+        assert margin.mean == pytest.approx(0.05, abs=0.01)
+        assert (margin.claim, margin.n_images) == (1, 20)
+
+
+def test_claim_1_pools_the_networks_image_by_image(rng):
+    cells = {name: perturbation_cell(seed, shift=0.02) for seed, name in enumerate(("a", "b", "c"))}
+    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
+    pooled = {margin.margin: margin for margin in margins if margin.network == claims.ALL}
+    by_hand = mean(
+        float(cell["changes"][3, e, n, 1, image] - cell["changes"][0, e, n, 1, image])
+        for cell in cells.values()
+        for e in range(2)
+        for n in range(3)
+        for image in range(20)
+    )
+    assert pooled["p_t_weighted_minus_original"].mean == pytest.approx(by_hand)
+    assert pooled["p_t_weighted_minus_original"].n_images == 20
+    assert np.isnan(pooled["p_t_weighted_minus_original"].published)  # nothing is printed of a, b and c
+    verdict = claims.verdicts(margins)["claim_1"]
+    assert verdict["p_t_weighted_minus_original"]["mean"] == pytest.approx(by_hand)
+    assert set(verdict) == {"holds", "n_images", *pooled}
+
+
+def test_contrasts_are_found_by_name_not_by_place(rng):
+    cell = perturbation_cell(shift=0.05)
+    shuffled = cell | {"changes": cell["changes"][[3, 1, 0, 2]], "contrasts": cell["contrasts"][[3, 1, 0, 2]]}
+    a, b = (
+        claims.perturbation_margins({"resnet18": c}, published("fig1_fig2_digitised"), np.random.default_rng(0))
+        for c in (cell, shuffled)
+    )
+    assert [margin.mean for margin in a] == [margin.mean for margin in b]
+
+
+def test_claims_2_and_3_are_positive_when_weighted_raises_positive_and_lowers_negative(rng):
+    cells = {"vgg16_bn": masking_cell(shift=0.05)}
+    margins = claims.masking_margins(cells, published("table1"), rng)
+    assert {margin.margin for margin in margins if margin.claim == 2} == {f"{t}_{r}" for t in TARGETS for r in RULES}
+    assert {margin.margin for margin in margins if margin.claim == 3} == set(EXPLAINERS)
+    for margin in margins:
+        assert 0 < margin.low < margin.mean < margin.high
+        assert margin.mean == pytest.approx(0.05, abs=0.01)
+        assert (margin.network, margin.n_images) == ("vgg16_bn", 30)
+
+
+def test_margins_of_masking_are_means_by_hand(rng):
+    cell = masking_cell(shift=0.02)
+    margins = {m.margin: m.mean for m in claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng)}
+
+    def by_hand(explainers, targets, rules):
+        axes = (range(30), explainers, targets, range(3), (0, 1), rules)
+        return mean(
+            (-1) ** f * float(cell["masked"][i, e, t, b, f, 1, r] - cell["masked"][i, e, t, b, f, 0, r])
+            for i, e, t, b, f, r in itertools.product(*axes)
+        )
+
+    assert margins["t2_published"] == pytest.approx(by_hand(range(3), (1,), (0,)))
+    assert margins["t1_equal_kept"] == pytest.approx(by_hand(range(3), (0,), (1,)))
+    assert margins["xgradcam"] == pytest.approx(by_hand((2,), (0, 1), (0, 1)))
+
+
+def test_claim_holds_only_when_every_interval_is_above_zero(rng):
+    cell = masking_cell(shift=0.05)
+    assert claims.verdicts(claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng))["claim_2"]["holds"]
+    # One target, one rule: weighted loses what it gained, on average over images.
+    cell["masked"][:, :, 0, :, :, 1, 0] = cell["masked"][:, :, 0, :, :, 0, 0]
+    cell["masked"][:, :, 0, :, :, 1, 0] += np.random.default_rng(1).normal(0, 0.05, (42, 1, 1, 1))
+    verdicts = claims.verdicts(claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng))
+    assert verdicts["claim_2"]["holds"] is False
+    assert verdicts["claim_2"]["vgg16_bn"]["t1_published"]["low"] <= 0
+    assert verdicts["claim_2"]["vgg16_bn"]["t2_published"]["low"] > 0
+    assert verdicts["claim_3"]["holds"] is True
+
+
+def test_one_network_that_fails_fails_claim_2(rng):
+    cells = {"good": masking_cell(shift=0.05), "bad": masking_cell(shift=-0.05)}
+    verdicts = claims.verdicts(claims.masking_margins(cells, published("table1"), rng))
+    assert verdicts["claim_2"]["holds"] is False
+    assert {"good", "bad"} < set(verdicts["claim_2"])
+
+
+@pytest.mark.parametrize("low", [0.0, -1e-9, float("nan")])
+def test_interval_that_touches_zero_does_not_hold(low):
+    margins = [
+        claims.Margin(2, "vgg16_bn", "t1_published", 0.1, 0.05, 0.2, 0.1, 9),
+        claims.Margin(2, "vgg16_bn", "t2_published", 0.1, low, 0.2, 0.1, 9),
+    ]
+    assert claims.verdicts(margins)["claim_2"]["holds"] is False
+    assert claims.verdicts(margins[:1])["claim_2"]["holds"] is True
+
+
+def test_published_margins_of_claim_1_are_the_reference_files(rng):
+    names = ("resnet18", "googlenet")
+    cells = {name: perturbation_cell() for name in (*names, "not_in_the_review")}
+    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
+    sums = defaultdict(list)
+    for row in read_rows("fig1_fig2_digitised"):
+        for network in {row["network"], "all networks"} & {*names, "all networks"} if row["network"] in names else ():
+            sums[network, row["quantity"], row["contrast"]].append(float(row["change"]))
+    compared = 0
+    for margin in margins:
+        quantity = next(quantity for quantity in QUANTITIES if margin.margin.startswith(quantity))
+        if margin.network == "not_in_the_review":
+            assert np.isnan(margin.published)
+            continue
+        weighted, original = (mean(sums[margin.network, quantity, contrast]) for contrast in ("weighted", "original"))
+        assert margin.published == pytest.approx(original - weighted if quantity == "y_t" else weighted - original)
+        compared += 1
+    assert compared == 9
+    assert all(margin.published > 0 for margin in margins if margin.network != "not_in_the_review")
+
+
+def test_published_margins_of_claims_2_and_3_are_the_printed_table(rng):
+    printed = {}
+    for row in read_rows("table1"):
+        if row["kept_features"] != "all":
+            key = row["explainer"], row["target"], row["baseline"], row["kept_features"]
+            printed.setdefault(key, {})[row["contrast"]] = float(row["relative_probability"])
+
+    def by_hand(wanted):
+        gains = [
+            (pair["weighted"] - pair["original"]) * (1 if key[3] == "positive" else -1)
+            for key, pair in printed.items()
+            if wanted in key
+        ]
+        assert len(gains) in (18, 12)
+        return mean(gains)
+
+    for margin in claims.masking_margins({"vgg16_bn": masking_cell()}, published("table1"), rng):
+        wanted = margin.margin.split("_", 1)[0] if margin.claim == 2 else margin.margin
+        assert margin.published == pytest.approx(by_hand(wanted))
+        assert margin.published > 0
+
+
+def test_no_image_above_the_threshold_is_an_error(rng):
+    with pytest.raises(ValueError, match="vgg16_bn: no test image is above"):
+        claims.masking_margins({"vgg16_bn": masking_cell(n_above=0)}, published("table1"), rng)
+
+
+def test_verdicts_are_strict_json_of_few_numbers(tmp_path, rng):
+    margins = claims.perturbation_margins({"mine": perturbation_cell()}, published("fig1_fig2_digitised"), rng)
+    margins += claims.masking_margins({"mine": masking_cell()}, published("table1"), rng)
+    runtime.write_json(tmp_path / "claims.json", claims.verdicts(margins))
+    text = (tmp_path / "claims.json").read_text()
+    assert "NaN" not in text
+    verdicts = json.loads(text)
+    assert set(verdicts) == {"claim_1", "claim_2", "claim_3"}
+    assert all(verdict["holds"] in (True, False) for verdict in verdicts.values())
+    assert set(verdicts["claim_1"]["p_t_weighted_minus_original"]) == {"mean", "low", "high"}  # none is published
+    assert set(verdicts["claim_2"]["mine"]["t1_published"]) == {"mean", "low", "high", "published"}
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def left_over(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_json_is_sorted_and_has_six_digits(tmp_path):
+    content = {"b": 1 / 3, "a": {"z": np.float64(123456.789), "y": np.int64(7), "x": np.bool_(True), "w": "text"}}
+    runtime.write_json(tmp_path / "new" / "m.json", content)
+    text = (tmp_path / "new" / "m.json").read_text()
+    assert text.endswith("}\n")
+    assert json.loads(text) == {"a": {"w": "text", "x": True, "y": 7, "z": 123457.0}, "b": 0.333333}
+    keys = [line.split('"')[1] for line in text.splitlines() if ":" in line]
+    assert keys == ["a", "w", "x", "y", "z", "b"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.float64("nan"), float("inf"), np.float32("-inf")])
+def test_json_refuses_what_is_no_number(tmp_path, value):
+    with pytest.raises(ValueError):
+        runtime.write_json(tmp_path / "m.json", {"a": {"b": value}})
+    assert left_over(tmp_path) == []
+
+
+def test_csv_has_six_digits_and_unix_lines(tmp_path):
+    runtime.write_csv(tmp_path / "t.csv", pd.DataFrame({"a": ["x", "y"], "b": [1 / 3, np.nan]}))
+    assert (tmp_path / "t.csv").read_bytes() == b"a,b\nx,0.333333\ny,\n"
+
+
+def test_arrays_have_the_same_bytes_twice(tmp_path, monkeypatch):
+    cell = masking_cell()
+    runtime.write_arrays(tmp_path / "one.npz", **cell)
+    later = time.time() + 10_000  # a zip archive holds times
+    monkeypatch.setattr(time, "time", lambda: later)
+    runtime.write_arrays(tmp_path / "other.npz", **cell)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
+    with np.load(tmp_path / "one.npz") as loaded:
+        assert set(loaded) == set(cell)
+        for name, array in cell.items():
+            np.testing.assert_array_equal(loaded[name], array)
+
+
+def write_file(path, text):
+    path.write_text(text)
+
+
+def write_folder(path, text):
+    path.mkdir()
+    (path / "inner").write_text(text)
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_failure_leaves_nothing_behind(tmp_path, write):
+    with pytest.raises(KeyboardInterrupt), runtime.atomic(tmp_path / "out.x") as partial:
+        write(partial, "half")
+        raise KeyboardInterrupt
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_failure_keeps_what_was_there(tmp_path, write):
+    with runtime.atomic(tmp_path / "out.x") as partial:
+        write(partial, "old")
+    before = left_over(tmp_path)
+    with pytest.raises(ValueError), runtime.atomic(tmp_path / "out.x") as partial:
+        write(partial, "half")
+        raise ValueError
+    assert left_over(tmp_path) == before
+    read = tmp_path / "out.x"
+    assert (read / "inner" if read.is_dir() else read).read_text() == "old"
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_success_replaces_what_was_there(tmp_path, write):
+    for text in ("old", "new"):
+        with runtime.atomic(tmp_path / "out.x") as partial:
+            write(partial, text)
+            if write is write_folder:
+                (partial / text).touch()
+            assert partial.suffix == ".x"  # matplotlib and numpy choose a format by the suffix
+    read = tmp_path / "out.x"
+    if write is write_folder:
+        assert left_over(tmp_path) == ["out.x", "out.x/inner", "out.x/new"]
+    assert (read / "inner" if read.is_dir() else read).read_text() == "new"
+
+
+def test_cells_no_longer_asked_for_are_removed(tmp_path):
+    for name in ("resnet18", "alexnet", "resnet50.a1_in1k"):
+        runtime.write_arrays(tmp_path / f"{name}.npz", a=np.array([len(name)]))
+    cells = runtime.read_cells(tmp_path, ["resnet50.a1_in1k", "alexnet"])
+    assert list(cells) == ["resnet50.a1_in1k", "alexnet"]
+    assert cells["alexnet"]["a"] == 7
+    assert left_over(tmp_path) == ["alexnet.npz", "resnet50.a1_in1k.npz"]
+
+
+def test_missing_cell_is_named(tmp_path):
+    runtime.write_arrays(tmp_path / "resnet18.npz", a=np.array([1]))
+    with pytest.raises(ValueError, match=r"lacks alexnet\.npz"):
+        runtime.read_cells(tmp_path, ["resnet18", "alexnet"])
+
+
+def test_unknown_device_is_named():
+    with pytest.raises(ValueError, match="'abacus'"):
+        runtime.device("abacus")

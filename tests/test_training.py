@@ -1,0 +1,254 @@
+"""Training learns, is a function of the seed alone, and touches nothing but the network."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torchvision.transforms import InterpolationMode, v2
+
+from cxlib import networks, runtime, training
+from cxlib.datasets import images
+from cxlib.datasets.synthbirds import generate
+from cxlib.training import AUGMENTATIONS, SCHEDULES, Recipe, fine_tune
+
+SIZE = 32
+RECIPE = Recipe(2, 8, 0.01, 0.9, 5e-4, "constant", "light", "learned")
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("birds")
+    generate(folder, species_per_family=2, train_per_species=2, test_per_species=1, image_size=SIZE, ambiguity=0)
+    return images.read(folder, "train")
+
+
+def fresh(name="vgg16_bn_narrow"):
+    with runtime.seeded(0):
+        return networks.build(name, num_classes=8)
+
+
+def recipe(**changes):
+    return Recipe(**{**vars(RECIPE), **changes})
+
+
+def train(samples, recipe, name="vgg16_bn_narrow", workers=0, seed=0):
+    """A fresh network after training, and its losses."""
+    network = fresh(name)
+    return network, list(fine_tune(network, samples, recipe, SIZE, workers, seed))
+
+
+def assert_same_weights(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def statistics(network):
+    return {key: value.clone() for key, value in network.state_dict().items() if "running" in key or "num_b" in key}
+
+
+def test_training_learns(birds):
+    learning = recipe(epochs=15, schedule="one_cycle", learning_rate=0.05)
+    network, losses = train(birds, learning, name="test_resnet.r160_in1k")
+    assert len(losses) == 15
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_network_is_in_eval_mode_after_every_epoch(birds):
+    network = fresh()
+    for _ in fine_tune(network, birds, RECIPE, SIZE, 0, 0):
+        assert not any(module.training for module in network.modules())
+
+
+def test_loss_is_the_mean_over_images_of_the_cross_entropy(birds):
+    """With a learning rate of zero and frozen statistics every image meets the same network."""
+    still = recipe(epochs=1, learning_rate=0.0, momentum=0.0, weight_decay=0.0, batch_norm="frozen", batch_size=6)
+    network, (loss,) = train(birds, still)  # 16 images: batches of 6, 6 and 4
+    items = training._Augmented(birds, "light", SIZE, seed=0)
+    x, labels = zip(*(items[0, index] for index in range(len(birds))))
+    expected = nn.functional.cross_entropy(network(torch.stack(x)), torch.tensor(labels))
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn_narrow", "squeezenet1_1"])  # the second one has dropout
+def test_weights_are_a_function_of_the_seed_whatever_the_workers(birds, name):
+    network, losses = train(birds, RECIPE, name)
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        again, losses_again = train(birds, RECIPE, name)
+    assert losses == losses_again
+    assert_same_weights(network, again)
+    assert_same_weights(network, train(birds, RECIPE, name, workers=2)[0])
+    other, _ = train(birds, RECIPE, name, seed=1)
+    assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_callers_random_state_is_untouched(birds, workers):
+    network = fresh("squeezenet1_1")
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    for _ in fine_tune(network, birds, recipe(epochs=1), SIZE, workers, 0):
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_epoch_sees_every_image_once_in_another_order():
+    orders = [training._epoch_order(10, 4, seed=0, epoch=epoch) for epoch in (0, 1)]
+    for epoch, order in enumerate(orders):
+        assert [len(batch) for batch in order] == [4, 4, 2]
+        assert sorted(item for batch in order for item in batch) == [(epoch, index) for index in range(10)]
+    assert [i for batch in orders[0] for _, i in batch] != [i for batch in orders[1] for _, i in batch]
+
+
+def test_last_batch_of_a_single_image_is_left_out(birds):
+    """Batch norm has no statistics of one image; sixteen images in batches of five leave one."""
+    _, losses = train(birds, recipe(epochs=1, batch_size=5))
+    assert np.isfinite(losses).all()
+
+
+# --- batch norm -------------------------------------------------------------------------------------------------
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_learns_the_rest(birds):
+    network = fresh()
+    before, weights = statistics(network), [parameter.clone() for parameter in network.parameters()]
+    list(fine_tune(network, birds, recipe(batch_norm="frozen"), SIZE, 0, 0))
+    after = statistics(network)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert sum(not torch.equal(a, b) for a, b in zip(weights, network.parameters())) > 40
+
+
+@pytest.mark.parametrize("batch_norm", ["learned", "fast"])
+def test_other_batch_norm_changes_its_statistics(birds, batch_norm):
+    before = statistics(fresh())
+    network, _ = train(birds, recipe(epochs=1, batch_norm=batch_norm))
+    after = statistics(network)
+    assert all(not torch.equal(after[key], before[key]) for key in before)
+    assert after["inner.features.1.num_batches_tracked"] == 2
+
+
+@pytest.mark.parametrize(("batch_norm", "momentum"), [("learned", 0.01), ("fast", 0.1)])
+def test_fast_batch_norm_has_momentum_one_tenth(birds, batch_norm, momentum):
+    """MobileNet v3's own is 0.01."""
+    network, _ = train(birds, recipe(epochs=1, batch_norm=batch_norm), "mobilenet_v3_small")
+    found = {module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert found == {momentum}
+
+
+# --- schedules --------------------------------------------------------------------------------------------------
+
+
+def test_constant_schedule_is_one():
+    assert {SCHEDULES["constant"](done) for done in np.linspace(0.01, 1, 50)} == {1.0}
+
+
+def test_one_cycle_rises_to_its_peak_at_a_quarter_and_ends_at_zero():
+    done = np.linspace(0.01, 1, 100)
+    factors = np.array([SCHEDULES["one_cycle"](share) for share in done])
+    assert factors[0] == pytest.approx(0.04)
+    assert done[factors.argmax()] == pytest.approx(0.25)
+    assert factors.max() == pytest.approx(1)
+    assert factors[-1] == pytest.approx(0, abs=1e-12)
+    assert (np.diff(factors[:25]) > 0).all()
+    assert (np.diff(factors[24:]) < 0).all()
+
+
+def test_schedule_scales_the_learning_rate_of_every_step(birds, monkeypatch):
+    done = []
+    monkeypatch.setitem(SCHEDULES, "constant", lambda share: done.append(share) or 0.0)
+    network, _ = train(birds, RECIPE)  # two epochs of two steps, each with factor 0
+    assert done == [0.25, 0.5, 0.75, 1.0]
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh().parameters()))
+
+
+# --- failures ---------------------------------------------------------------------------------------------------
+
+
+def test_diverging_training_names_the_learning_rate(birds):
+    with pytest.raises(FloatingPointError, match=r"1e\+20"):
+        train(birds, recipe(learning_rate=1e20))
+
+
+def test_divergence_in_the_very_last_step_shows_in_the_prediction(birds):
+    """The loss before the step is finite, the outputs behind it are not."""
+    network, losses = train(birds, recipe(epochs=1, batch_size=16, learning_rate=1e38))
+    assert np.isfinite(losses).all()
+    x, _ = images.load(birds, range(2), images.preprocessing(SIZE, crop=False))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        training.predict(network, [x])
+
+
+@pytest.mark.parametrize("field", ["schedule", "augmentation", "batch_norm"])
+def test_unknown_name_lists_the_choices(birds, field):
+    known = {"schedule": SCHEDULES, "augmentation": AUGMENTATIONS, "batch_norm": training.BATCH_NORM}[field]
+    with pytest.raises(ValueError, match=f"'nonsense'.*{', '.join(known)}"):
+        train(birds, recipe(**{field: "nonsense"}))
+
+
+# --- augmentation -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("size", [32, 20])
+def test_augmented_images_keep_shape_and_range(birds, name, size):
+    items = training._Augmented(birds, name, size, seed=0)
+    augmented = [items[epoch, index][0] for epoch in range(3) for index in range(len(birds))]
+    assert {image.shape for image in augmented} == {(3, size, size)}
+    assert {image.dtype for image in augmented} == {torch.float32}
+    assert min(image.min() for image in augmented) >= 0
+    assert max(image.max() for image in augmented) <= 1
+    assert max(image.max() for image in augmented) > 0.5
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation_is_a_function_of_seed_epoch_and_image(birds, name):
+    items = training._Augmented(birds, name, SIZE, seed=0)
+    first = items[0, 3][0]
+    torch.rand(7)
+    assert torch.equal(items[0, 3][0], first)
+    assert not torch.equal(items[1, 3][0], first)
+    assert not torch.equal(training._Augmented(birds, name, SIZE, seed=1)[0, 3][0], first)
+
+
+def test_published_augmentation_has_the_reviews_settings():
+    kinds = [
+        v2.RandomHorizontalFlip,
+        v2.RandomVerticalFlip,
+        v2.RandomRotation,
+        v2.ColorJitter,
+        v2.RandomAffine,
+        v2.RandomResizedCrop,
+        v2.RandomPerspective,
+        v2.RandomGrayscale,
+        v2.RandomApply,
+    ]
+    steps = AUGMENTATIONS["published"](224)
+    assert [type(step) for step in steps] == kinds
+    horizontal, vertical, rotation, jitter, affine, crop, perspective, grayscale, apply = steps
+    assert horizontal.p == vertical.p == 0.5
+    assert list(rotation.degrees) == [-30, 30]
+    assert [list(jitter.brightness), list(jitter.contrast), list(jitter.saturation)] == [[0.8, 1.2]] * 3
+    assert list(jitter.hue) == [-0.1, 0.1]
+    assert (list(affine.degrees), list(affine.translate)) == ([0, 0], [0.1, 0.1])
+    assert (list(crop.size), crop.scale, crop.ratio) == ([224, 224], (0.7, 1.0), (0.75, 4 / 3))
+    assert InterpolationMode(crop.interpolation) == InterpolationMode.BILINEAR
+    assert (perspective.distortion_scale, perspective.p) == (0.2, 0.5)
+    assert grayscale.p == apply.p == 0.2
+    (blur,) = apply.transforms
+    assert (list(blur.kernel_size), list(blur.sigma)) == ([3, 3], [0.1, 2.0])
+
+
+# --- testing ----------------------------------------------------------------------------------------------------
+
+
+def test_predicted_probabilities_are_the_softmax_of_the_logits(birds):
+    network = fresh()
+    transform = images.preprocessing(SIZE, crop=False)
+    x, _ = images.load(birds, range(5), transform)
+    p = training.predict(network, x.split(2))
+    assert (p.shape, p.dtype) == ((5, 8), torch.float64)
+    assert_close(p.sum(1), torch.ones(5, dtype=torch.float64))
+    assert_close(p, network(x).double().softmax(-1), rtol=1e-5, atol=1e-6)
