@@ -31,7 +31,7 @@ verify: .venv/ready
 
 # The committed parameters: conf/ composed with the profile mini.
 params.yaml: .venv/ready
-	python conf/compose.py > params.yaml
+	python conf/compose.py > params.yaml.new && mv params.yaml.new params.yaml
 
 # Pin anew what pyproject.toml asks for.
 lock: .venv/ready

@@ -1,7 +1,7 @@
 """The review's claims, judged on values of single images: margins with 95 % bootstrap intervals.
 
 Every margin is written so that the claim says it is positive; a claim holds when the lower bound of each of its
-margins is above zero.
+margins is above zero, on at least `FEWEST` images.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +17,8 @@ from cxlib.tables import Arrays
 BETTER = {"positive": 1.0, "negative": -1.0}
 FORWARD, OPPOSITE = "weighted_minus_original", "original_minus_weighted"
 ALL = "all networks"
+#: A bootstrap over fewer images says nothing; over a single one the interval is a point.
+FEWEST = 10
 
 
 class Margin(NamedTuple):
@@ -37,21 +39,26 @@ def perturbation_margins(
 ) -> list[Margin]:
     """Claim 1: weighted moves p_t and accuracy more than original does, original moves y_t more.
 
-    Averages over epsilons and numbers of iterations; each network on its own, and all of them together where they
-    were given the same images.
+    Averages over epsilons and numbers of iterations; each network on its own, and all of them together.
 
     Args:
         cells: for each network the arrays of the perturbation stage.
         published: the digitised Figures 1 and 2.
         rng: draws the bootstrap's resamples.
+
+    Raises:
+        ValueError: the networks were given different images.
     """
     differences = {}  # network -> (images, quantities)
+    first = next(iter(cells))
     for network, cell in cells.items():
+        if not np.array_equal(cell["images"], cells[first]["images"]):
+            raise ValueError(f"{first} and {network} perturbed different images: run one of them again")
         contrasts = list(cell["contrasts"])
         weighted, original = (cell["changes"][contrasts.index(name)] for name in ("weighted", "original"))
         direction = np.array([-1.0 if quantity == "y_t" else 1.0 for quantity in cell["quantities"]])
         differences[network] = (weighted - original).mean((0, 1)).T * direction
-    quantities = [str(quantity) for quantity in next(iter(cells.values()))["quantities"]]
+    quantities = [str(quantity) for quantity in cells[first]["quantities"]]
     names = [f"y_t_{OPPOSITE}" if quantity == "y_t" else f"{quantity}_{FORWARD}" for quantity in quantities]
     margins = []
     for network, values in {ALL: np.mean(list(differences.values()), 0), **differences}.items():
@@ -110,11 +117,13 @@ def verdicts(margins: Iterable[Margin]) -> dict[str, dict]:
     for margin in margins:
         if margin.claim == 1 and margin.network != ALL:
             continue
-        numbers = {"mean": margin.mean, "low": margin.low, "high": margin.high, "published": margin.published}
+        numbers = {"mean": margin.mean, "low": margin.low, "high": margin.high}
+        if not np.isnan(margin.published):
+            numbers["published"] = margin.published
         claim = result.setdefault(f"claim_{margin.claim}", {"holds": True})
-        claim["holds"] &= bool(margin.low > 0)
+        claim["holds"] &= bool(margin.low > 0) and margin.n_images >= FEWEST
         network = claim if margin.claim == 1 else claim.setdefault(margin.network, {})
-        network[margin.margin] = {key: value for key, value in numbers.items() if not np.isnan(value)}
+        network[margin.margin] = numbers
         network["n_images"] = margin.n_images
     return result
 

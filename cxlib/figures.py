@@ -105,7 +105,10 @@ def figure_3_4(maps: Mapping[str, np.ndarray], path: Path | str) -> None:
                     axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=7)
                 else:
                     e, c = columns[column - 1]
-                    axis.imshow(maps["maps"][i, e, c, t], cmap="bwr", norm=CenteredNorm(), alpha=0.5)
+                    values = maps["maps"][i, e, c, t]
+                    # A map of zeros has no range of its own; any will show it white.
+                    norm = CenteredNorm(halfrange=np.abs(values).max() or 1)
+                    axis.imshow(values, cmap="bwr", norm=norm, alpha=0.5)
                 if row == 0 and column:
                     explainer, contrast = str(maps["explainers"][e]), str(maps["contrasts"][c])
                     axis.set_title(f"{LABELS[explainer]}\n{contrast}", fontsize=7.5, color=COLOURS[contrast])

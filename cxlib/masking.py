@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cxlib import taps
 from cxlib.contrasts import cotangent
-from cxlib.explainers import saliency
+from cxlib.explainers import cam, saliency
 
 FEATURES = ("positive", "negative")
 CONTRASTS = ("original", "weighted")
@@ -117,8 +117,9 @@ class Masked(NamedTuple):
     Attributes:
         unmasked: (B, 2), targets t1 and t2.
         masked: (B, explainers, 2 targets, baselines, 2 features, 2 contrasts, rules).
-        constant_gradient: whether the gradient was constant over the map of every image, so that all the
-            CAMs coincide: the layer lies behind the last convolution of a network that ends in pooling.
+        constant_gradient: whether the gradient was constant over the map of every image, because only pooling
+            follows the layer: GradCAM and the linear approximation are then the same map, and so is XGradCAM where
+            no activation is negative.
     """
 
     unmasked: Tensor
@@ -141,7 +142,7 @@ def blur_and_mask(
         network: maps images (B, 3, H, W) in [0, 1] to logits (B, K).
         images: (B, 3, H, W) in [0, 1].
         layer: the explanation layer.
-        explainers: names in `explainers.EXPLAINERS`, of those that explain a layer.
+        explainers: names in `explainers.cam.MAPS`.
         baselines: names in `BASELINES`.
         rules: names in `RULES`.
         blur: kernel and sigma of `gaussian_blur`.
@@ -149,7 +150,7 @@ def blur_and_mask(
     Raises:
         ValueError: unknown names, or a layer without a map.
     """
-    for names, known in ((baselines, BASELINES), (rules, RULES)):
+    for names, known in ((explainers, cam.MAPS), (baselines, BASELINES), (rules, RULES)):
         for name in names:
             if name not in known:
                 raise ValueError(f"unknown {name!r}: choose from {', '.join(known)}")
@@ -170,15 +171,14 @@ def blur_and_mask(
                     kept = RULES[rule](maps[:, t], features)  # (B, contrasts, H, W)
                     for c in range(len(CONTRASTS)):
                         for b, replacement in enumerate(replacements):
-                            with torch.no_grad():
-                                logits = network(torch.where(kept[:, c, None], images, replacement))
+                            logits = taps.logits(network, torch.where(kept[:, c, None], images, replacement))
                             masked[:, e, t, b, f, c, r] = _relative(logits, leading, t)
     unmasked = torch.stack([_relative(recorded.logits, leading, t) for t in range(2)], 1)
     return Masked(unmasked.cpu(), masked, is_constant(gradients))
 
 
 def is_constant(gradients: Tensor) -> bool:
-    """Whether gradients (..., h, w) are constant over the map, which makes all the CAMs of a layer the same map."""
+    """Whether gradients (..., h, w) are constant over the map, as they are where only pooling follows."""
     centre = gradients.mean((-2, -1), keepdim=True)
     return bool((gradients - centre).abs().max() <= 1e-5 * gradients.abs().max())
 

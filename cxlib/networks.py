@@ -35,7 +35,15 @@ REVIEWED = (
 )
 
 # Where torchvision's families end in a spatial map; VGG and AlexNet have their own rule.
-_LAST_MAP = {"ResNet": "layer4", "GoogLeNet": "inception5b", "MNASNet": "layers"}
+_LAST_MAP = {
+    "ResNet": "layer4",
+    "GoogLeNet": "inception5b",
+    "Inception3": "Mixed_7c",
+    "MNASNet": "layers",
+    "SwinTransformer": "permute",  # torchvision's: its features are channels last
+}
+# A last convolution with such a name makes tokens of the image: what follows is no map (B, C, h, w).
+_EMBEDDING = re.compile(r"patch_embed|conv_proj|stem")
 
 
 class Network(nn.Module):
@@ -173,17 +181,15 @@ def explanation_layer(network: nn.Module, layer: str | nn.Module | None = None) 
             raise ValueError(f"{type(inner).__name__} has no layer {layer!r}; near it: {', '.join(near)}")
         return modules[layer]
     kind = type(inner).__name__
-    if "VisionTransformer" in kind:
-        raise ValueError(f"{kind} ends in no spatial map: name a layer with output (B, C, h, w)")
-    if kind in _LAST_MAP:
+    if _LAST_MAP.get(kind) in modules:
         return modules[_LAST_MAP[kind]]
     if kind not in ("AlexNet", "VGG", "NarrowVGG") and isinstance(modules.get("features"), nn.Sequential):
         return modules["features"]
     body = modules.get("features", inner)
-    convolutions = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
-    if not convolutions:
-        raise ValueError(f"{kind} has no convolution: name a layer with output (B, C, h, w)")
-    return convolutions[-1]
+    convolutions = [name for name, module in body.named_modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions or _EMBEDDING.search(convolutions[-1]):
+        raise ValueError(f"{kind} ends in no spatial map: name a layer with output (B, C, h, w)")
+    return body.get_submodule(convolutions[-1])
 
 
 def _skeleton(name: str, num_classes: int, options: dict[str, Any]) -> Network:

@@ -1,5 +1,6 @@
 """Gradient-sign perturbation, Eq. 5 and 6: move every pixel along the sign of an explanation and see what changes."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -44,8 +45,8 @@ def sign_perturb(
     """Perturb images along the sign of a contrast's input gradient.
 
     Args:
-        network: maps images in [0, 1] (B, 3, H, W) to logits (B, K), in eval mode.
-        images: (B, 3, H, W) in [0, 1].
+        network: maps images in [0, 1] (B, 3, H, W) to logits (B, K).
+        images: (B, 3, H, W) in [0, 1], float32 or float64.
         targets: (B,) class indices.
         contrast: a name in `contrasts.CONTRASTS`, or a function.
         epsilon: largest change of a pixel, > 0.
@@ -55,9 +56,9 @@ def sign_perturb(
         (B, 3, H, W) in [0, 1], within epsilon of the images.
 
     Raises:
-        ValueError: epsilon or n_iterations out of range, wrong targets, unknown contrast.
+        ValueError: epsilon or n_iterations out of range, wrong targets, unknown contrast, images of half precision.
     """
-    _check(epsilon, n_iterations, targets)
+    _check(images, targets, epsilon, n_iterations)
     x = images
     for _ in range(n_iterations):
         x = step(x, images, _input_gradient(network, x, targets, contrast), epsilon, n_iterations)
@@ -95,7 +96,7 @@ def perturbation_grid(
     """
     for epsilon in epsilons:
         for n in n_iterations:
-            _check(epsilon, n, targets)
+            _check(images, targets, epsilon, n)
     start = taps.record(network, images)
     check_targets(targets, *start.logits.shape)
     targets = targets.to(images.device, torch.long)
@@ -112,8 +113,7 @@ def perturbation_grid(
                     if observe:
                         observe(contrast, epsilon, n, gradient)
                     x = step(x, images, gradient, epsilon, n)
-                with torch.no_grad():
-                    after = measure(network(x), targets)
+                after = measure(taps.logits(network, x), targets)
                 grid[contrast, epsilon, n] = Changes(*(a - b for a, b in zip(after, before)))
     return grid
 
@@ -134,8 +134,10 @@ def _input_gradient(network: nn.Module, x: Tensor, targets: Tensor, contrast: st
     return recorded.pull_back(cotangent(contrast, recorded.logits, targets))
 
 
-def _check(epsilon: float, n_iterations: int, targets: Tensor) -> None:
+def _check(images: Tensor, targets: Tensor, epsilon: float, n_iterations: int) -> None:
+    if images.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"images must be float32 or float64, got {images.dtype}, which swallows steps of this size")
     if targets.ndim != 1:
         raise ValueError(f"targets must be (B,), got shape {tuple(targets.shape)}")
-    if epsilon <= 0 or n_iterations < 1:
-        raise ValueError(f"epsilon must be > 0 and n_iterations >= 1, got {epsilon} and {n_iterations}")
+    if not 0 < epsilon < math.inf or n_iterations < 1:
+        raise ValueError(f"epsilon must be finite and > 0, and n_iterations >= 1, got {epsilon} and {n_iterations}")

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +16,9 @@ T = TypeVar("T")
 
 
 def device(name: str = "auto") -> Any:
-    """The torch device of this name, `auto` taking a GPU when there is one; TF32 is switched off.
+    """The torch device of this name, `auto` taking a GPU when there is one.
 
-    TF32's resolution is coarser than the perturbation's steps.
+    For a process of its own: on a GPU convolutions become deterministic, and TF32 is switched off.
 
     Raises:
         ValueError: there is no such device.
@@ -33,12 +35,30 @@ def device(name: str = "auto") -> Any:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
     return chosen
 
 
 @contextmanager
+def full_float32() -> Iterator[None]:
+    """Switch TF32 off inside, for its resolution is coarser than the perturbation's steps; restored behind."""
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    backends = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before):
+            backend.fp32_precision = precision
+
+
+@contextmanager
 def seeded(*seed: int) -> Iterator[None]:
-    """Draws of torch inside come from this seed alone; the caller's random state is restored.
+    """Draws of torch on the CPU come from this seed alone inside; the caller's random state is restored.
 
     For library code that takes no generator (layer initialisation, torchvision's transforms).
     """
@@ -46,7 +66,7 @@ def seeded(*seed: int) -> Iterator[None]:
 
     with torch.random.fork_rng(devices=[]):
         # One 63-bit seed from several integers, without collisions between neighbours.
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
         yield
 
 
@@ -94,20 +114,46 @@ def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_cells(folder: str | Path, names: Iterable[str]) -> dict[str, Mapping[str, np.ndarray]]:
-    """The arrays ``<name>.npz`` of every cell of a grid; files of cells that are no longer asked for are removed.
+class _Arrays(dict[str, np.ndarray]):
+    """Named arrays; one that is not there is an error that names the file."""
+
+    def __init__(self, path: str | Path, arrays: Mapping[str, np.ndarray]):
+        super().__init__(arrays)
+        self._path = path
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise ValueError(f"{self._path} holds no array {name!r}: run the stage that writes it again")
+
+
+def read_arrays(path: str | Path) -> Mapping[str, np.ndarray]:
+    """The named arrays of an NPZ file.
 
     Raises:
-        ValueError: a cell that is asked for is missing.
+        ValueError: the file is damaged; and later, when an array is asked for that it does not hold.
+        OSError: the file cannot be opened.
+    """
+    try:
+        with np.load(path) as file:
+            return _Arrays(path, file)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not an NPZ file, or is damaged: run the stage that writes it again") from error
+
+
+def read_cells(folder: str | Path, names: Iterable[str]) -> dict[str, Mapping[str, np.ndarray]]:
+    """The arrays ``<name>.npz`` of every cell of a grid; those of cells that are no longer asked for are removed.
+
+    Raises:
+        ValueError: a cell that is asked for is missing or damaged; nothing is removed then.
     """
     names = list(names)
-    for file in Path(folder).iterdir():
-        if file.stem not in names:
-            file.unlink()
     for name in names:
         if not Path(folder, f"{name}.npz").is_file():
             raise ValueError(f"{folder} lacks {name}.npz: run the stage that writes it")
-    return {name: dict(np.load(Path(folder, f"{name}.npz"))) for name in names}
+    cells = {name: read_arrays(Path(folder, f"{name}.npz")) for name in names}
+    for file in Path(folder).glob("*.npz"):
+        if file.stem not in names:
+            file.unlink()
+    return cells
 
 
 def _rounded(content: Any) -> Any:

@@ -2,6 +2,7 @@
 
 The only place where hooks live. A tap cuts the graph at the layer: nothing before it is differentiated, so
 frozen parameters and images without gradient are welcome, and every pull-back runs through the head only.
+Networks run in evaluation mode and full float32, whatever they and PyTorch are set to, and are left as they were.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from cxlib import runtime
+
+_UNLINKED = "nothing links the tapped layer to the logits: choose another layer, or switch the network's gradients on"
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,12 @@ class Record:
         return torch.stack([self._pull(c) for c in cotangents.unbind(1)], 1)
 
     def _pull(self, cotangent: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(
-            self._output, self._leaf, cotangent.to(self._output), retain_graph=True, allow_unused=True
-        )
+        with runtime.full_float32():
+            (gradient,) = torch.autograd.grad(
+                self._output, self._leaf, cotangent.to(self._output), retain_graph=True, allow_unused=True
+            )
         if gradient is None:
-            raise ValueError("the tapped layer does not influence the logits: choose another layer")
+            raise ValueError(_UNLINKED)
         return gradient
 
 
@@ -57,7 +63,7 @@ def record(network: nn.Module, images: Tensor, layer: nn.Module | None = None) -
     """Run the network once, recording `layer`, or the images themselves when `layer` is None.
 
     Args:
-        network: maps images (B, 3, H, W) to logits (B, K). Its training mode and parameters are left alone.
+        network: maps images (B, 3, H, W) to logits (B, K).
         images: (B, 3, H, W).
         layer: a module inside the network whose output is a tensor.
 
@@ -68,18 +74,40 @@ def record(network: nn.Module, images: Tensor, layer: nn.Module | None = None) -
         images = images.clone()  # a tensor made in inference mode cannot enter a graph, its copy can
     if layer is None:
         leaf = images.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), _steady(network):
             # Not the leaf itself: a network that begins with an in-place operation must not touch it.
             output = network(leaf.clone())
     else:
-        with torch.no_grad(), _tapped(layer) as leaves:
+        with torch.no_grad(), _steady(network), _tapped(layer) as leaves:
             output = network(images)
         if not leaves:
             raise ValueError(f"the layer {type(layer).__name__} did not run in the forward pass")
         leaf = leaves[-1]
     if not output.requires_grad:
-        raise ValueError("the tapped layer does not influence the logits: choose another layer")
+        raise ValueError(_UNLINKED)
     return Record(output.detach(), leaf.detach(), output, leaf)
+
+
+@torch.no_grad()
+def logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph."""
+    with _steady(network):
+        return network(images)
+
+
+@contextmanager
+def _steady(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and full float32; every module's mode is restored."""
+    training = [module for module in network.modules() if module.training]
+    try:
+        # The flag itself: a network's own train() may do more.
+        for module in training:
+            module.training = False
+        with runtime.full_float32():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

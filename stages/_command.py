@@ -1,5 +1,6 @@
 """What all stage scripts share: one clear line for bad input, and lists on the command line."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ class Stage(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the stage; every option's value is known to be well-formed."""
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # Every rank would do all the work and write the same files.
+            raise click.ClickException("a stage is one process, WORLD_SIZE says there are more: set launch to python")
         try:
             return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
@@ -48,6 +52,10 @@ class ListOf(click.ParamType):
             return [self.element(item) for item in items]
         except (TypeError, ValueError):
             self.fail(f"{value}: {items!r} is not a list of {self.element.__name__}", param, ctx)
+
+
+#: Kinds of whole numbers: at least one, and at least none.
+POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 
 
 def option(name: str, kind: Any = str) -> Any:

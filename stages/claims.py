@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import pandas as pd
-from _command import ListOf, Stage, option
+from _command import COUNT, ListOf, Stage, option
 
 from cxlib import claims, runtime
 
@@ -15,7 +15,7 @@ from cxlib import claims, runtime
 @option("--masking-folder")
 @option("--published-perturbation")
 @option("--published-table")
-@option("--seed", int)
+@option("--seed", COUNT)
 @option("--metrics")
 @option("--table")
 def main(perturbed, perturbation_folder, masked, masking_folder, published_perturbation, published_table, **options):

@@ -1,7 +1,6 @@
 """Draw Figure 3 or 4: maps of the dominant classes under different contrasts."""
 
 import click
-import numpy as np
 from _command import Stage, option
 
 from cxlib import figures, runtime
@@ -13,7 +12,7 @@ from cxlib import figures, runtime
 def main(maps, out):
     """Draw --maps into the PNG --out."""
     with runtime.atomic(out) as partial:
-        figures.figure_3_4(dict(np.load(maps)), partial)
+        figures.figure_3_4(runtime.read_arrays(maps), partial)
 
 
 if __name__ == "__main__":

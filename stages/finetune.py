@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import Stage, option
+from _command import COUNT, POSITIVE, Stage, option
 
 from cxlib import networks, runtime, training
 from cxlib.datasets import images
@@ -14,19 +14,19 @@ from cxlib.datasets import images
 @option("--data")
 @option("--weights")
 @option("--weights-path")
-@option("--image-size", int)
+@option("--image-size", POSITIVE)
 @option("--crop", bool)
-@option("--epochs", int)
-@option("--batch-size", int)
+@option("--epochs", COUNT)
+@option("--batch-size", POSITIVE)
 @option("--learning-rate", float)
 @option("--momentum", float)
 @option("--weight-decay", float)
 @option("--schedule", click.Choice(list(training.SCHEDULES)))
 @option("--augmentation", click.Choice(list(training.AUGMENTATIONS)))
 @option("--batch-norm", click.Choice(list(training.BATCH_NORM)))
-@option("--workers", int)
+@option("--workers", COUNT)
 @option("--device")
-@option("--seed", int)
+@option("--seed", COUNT)
 @option("--out")
 @option("--report")
 def main(network, data, weights, weights_path, image_size, crop, workers, device, seed, out, report, **recipe):
@@ -34,8 +34,9 @@ def main(network, data, weights, weights_path, image_size, crop, workers, device
     recipe = training.Recipe(**recipe)
     device = runtime.device(device)
     test = images.read(data, "test")
+    n_classes = len(test.classes) if recipe.epochs or weights == "random" else None
     with runtime.seeded(seed):
-        model = networks.build(network, None if weights == "random" else weights, len(test.classes), weights_path)
+        model = networks.build(network, None if weights == "random" else weights, n_classes, weights_path)
     model.to(device, memory_format=torch.channels_last)
 
     transform = images.preprocessing(image_size, crop)
@@ -55,6 +56,11 @@ def main(network, data, weights, weights_path, image_size, crop, workers, device
             accuracies.append((p.argmax(1) == test.labels).mean())
     else:
         p = probabilities()
+        if p.shape[1] != len(test.classes):
+            raise ValueError(
+                f"{network} with weights {weights} tells {p.shape[1]} classes apart, {data} has {len(test.classes)}:"
+                " train it, --epochs 1 or more"
+            )
     networks.save(model, out)
     runtime.write_arrays(
         report, probabilities=p, labels=np.array(test.labels), losses=np.array(losses), accuracies=np.array(accuracies)

@@ -4,7 +4,7 @@ import click
 import numpy as np
 import pandas as pd
 import torch
-from _command import Stage, option
+from _command import COUNT, POSITIVE, Stage, option
 
 from cxlib import networks, norms, runtime
 from cxlib.datasets import images
@@ -13,13 +13,13 @@ from cxlib.datasets import images
 @click.command(cls=Stage)
 @option("--network")
 @option("--data")
-@option("--image-size", int)
+@option("--image-size", POSITIVE)
 @option("--crop", bool)
-@option("--max-images", int)
-@option("--batch-size", int)
-@option("--chunk", int)
+@option("--max-images", COUNT)
+@option("--batch-size", POSITIVE)
+@option("--chunk", POSITIVE)
 @option("--device")
-@option("--seed", int)
+@option("--seed", COUNT)
 @option("--table")
 @option("--metrics")
 def main(network, data, image_size, crop, max_images, batch_size, chunk, device, seed, table, metrics):

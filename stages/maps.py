@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import ListOf, Stage, option
+from _command import COUNT, POSITIVE, ListOf, Stage, option
 
 from cxlib import networks, runtime
 from cxlib.datasets import images
@@ -14,16 +14,16 @@ from cxlib.explainers import explain
 @option("--network")
 @option("--report")
 @option("--data")
-@option("--image-size", int)
+@option("--image-size", POSITIVE)
 @option("--crop", bool)
 @option("--layer")
 @option("--explainers", ListOf(str))
 @option("--contrasts", ListOf(str))
-@option("--n-classes", int)
+@option("--n-classes", POSITIVE)
 @option("--threshold", float)
-@option("--max-images", int)
+@option("--max-images", COUNT)
 @option("--device")
-@option("--seed", int)
+@option("--seed", COUNT)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, contrasts, n_classes, threshold, **options):
     """Write images, maps, names and probabilities of their --n-classes most probable classes to --out.
@@ -33,7 +33,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     device = runtime.device(options["device"])
     model = networks.load(network).to(device)
     samples = images.read(data, "test")
-    p = np.load(report)["probabilities"]
+    p = runtime.read_arrays(report)["probabilities"]
     leading = np.argsort(-p, 1, kind="stable")[:, :n_classes]
     eligible = np.flatnonzero(np.take_along_axis(p, leading, 1)[:, -1] > threshold).tolist()
     chosen = images.choose(eligible, options["max_images"], options["seed"])

@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import ListOf, Stage, option
+from _command import COUNT, POSITIVE, ListOf, Stage, option
 
 from cxlib import masking, networks, runtime
 from cxlib.datasets import images
@@ -13,20 +13,20 @@ from cxlib.datasets import images
 @option("--network")
 @option("--report")
 @option("--data")
-@option("--image-size", int)
+@option("--image-size", POSITIVE)
 @option("--crop", bool)
 @option("--layer")
 @option("--explainers", ListOf(str))
 @option("--baselines", ListOf(str))
 @option("--rules", ListOf(str))
-@option("--blur-kernel", int)
+@option("--blur-kernel", POSITIVE)
 @option("--blur-sigma", float)
 @option("--threshold", float)
-@option("--max-images", int)
-@option("--max-images-below", int)
-@option("--batch-size", int)
+@option("--max-images", COUNT)
+@option("--max-images-below", COUNT)
+@option("--batch-size", POSITIVE)
 @option("--device")
-@option("--seed", int)
+@option("--seed", COUNT)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, baselines, rules, **options):
     """Write the relative probabilities of some images on each side of the threshold (0: all) to --out."""
@@ -34,7 +34,7 @@ def main(network, report, data, image_size, crop, layer, explainers, baselines, 
     model = networks.load(network).to(device, memory_format=torch.channels_last)
     tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"])
-    p_2 = np.sort(np.load(report)["probabilities"], 1)[:, -2]
+    p_2 = np.sort(runtime.read_arrays(report)["probabilities"], 1)[:, -2]
     above, below = (np.flatnonzero(side).tolist() for side in (p_2 > options["threshold"], p_2 <= options["threshold"]))
     chosen = images.choose(above, options["max_images"], options["seed"])
     chosen += images.choose(below, options["max_images_below"], options["seed"])
@@ -47,8 +47,8 @@ def main(network, report, data, image_size, crop, layer, explainers, baselines, 
         results.append(masking.blur_and_mask(model, x, tapped, explainers, baselines, rules, blur))
     if all(result.constant_gradient for result in results):
         click.echo(
-            f"warning: the gradient is constant over the layer {layer} of {model.name}, so that all CAMs are the"
-            " same map: choose an earlier layer",
+            f"warning: the gradient is constant over the layer {layer} of {model.name}, so that GradCAM and linear"
+            " approximation are the same map, and XGradCAM too without negative activations: choose an earlier layer",
             err=True,
         )
     runtime.write_arrays(

@@ -5,7 +5,7 @@ from collections import Counter
 import click
 import numpy as np
 import torch
-from _command import ListOf, Stage, option
+from _command import COUNT, POSITIVE, ListOf, Stage, option
 
 from cxlib import networks, perturbation, runtime
 from cxlib.datasets import images
@@ -14,15 +14,15 @@ from cxlib.datasets import images
 @click.command(cls=Stage)
 @option("--network")
 @option("--data")
-@option("--image-size", int)
+@option("--image-size", POSITIVE)
 @option("--crop", bool)
 @option("--contrasts", ListOf(str))
 @option("--epsilons", ListOf(float))
 @option("--n-iterations", ListOf(int))
-@option("--max-images", int)
-@option("--batch-size", int)
+@option("--max-images", COUNT)
+@option("--batch-size", POSITIVE)
 @option("--device")
-@option("--seed", int)
+@option("--seed", COUNT)
 @option("--out")
 def main(network, data, image_size, crop, contrasts, epsilons, n_iterations, max_images, batch_size, device, seed, out):
     """Write each image's changes of accuracy, p_t and y_t, target = label, to --out."""

@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import pandas as pd
-from _command import ListOf, Stage, option
+from _command import COUNT, ListOf, Stage, option
 
 from cxlib import runtime, tables
 
@@ -13,7 +13,7 @@ from cxlib import runtime, tables
 @option("--folder")
 @option("--reference")
 @option("--under-reference")
-@option("--seed", int)
+@option("--seed", COUNT)
 @option("--table")
 @option("--under-table")
 @option("--metrics")

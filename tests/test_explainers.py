@@ -314,7 +314,7 @@ def test_a_layer_without_a_spatial_map_is_refused(network, images, targets, expl
 
 def test_a_network_without_a_spatial_map_asks_for_a_layer(images, targets):
     network = nn.Sequential(nn.Flatten(), nn.Linear(768, 6)).double()
-    with pytest.raises(ValueError, match="has no convolution: name a layer"):
+    with pytest.raises(ValueError, match="Sequential ends in no spatial map: name a layer"):
         explain(network, images, targets)
     assert explain(network, images, targets, "gradient").shape == (4, 16, 16)
 

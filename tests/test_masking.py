@@ -302,6 +302,7 @@ def test_one_pixel_in_one_image_makes_a_gradient_not_constant():
     ("wrong", "message"),
     [
         ({"explainers": ["gradcamp"]}, "gradcamp.*gradcam"),
+        ({"explainers": ["gradient"]}, "'gradient': choose from gradcam"),
         ({"baselines": ["noise"]}, "noise.*gaussian_blur"),
         ({"rules": ["fair"]}, "fair.*equal_kept"),
         ({"layer": "head"}, r"needs a layer with output \(B, C, h, w\)"),

@@ -17,7 +17,7 @@ from cxlib import networks, runtime
 from cxlib.networks import REVIEWED, build, explanation_layer
 
 BUILT = ["resnet18", "googlenet", "mobilenet_v3_small", "squeezenet1_0", "vgg16_bn_narrow", "test_resnet.r160_in1k"]
-EXPLAINED = dict.fromkeys(REVIEWED, 7) | {"alexnet": 13, "vgg16": 14, "vgg16_bn": 14, "squeezenet1_0": 13}
+EXPLAINED = dict.fromkeys(REVIEWED, 7) | {"alexnet": 13, "vgg16": 14, "vgg16_bn": 14, "squeezenet1_0": 13, "swin_t": 7}
 
 
 @pytest.fixture(autouse=True)
@@ -137,8 +137,22 @@ def test_layer_by_name_or_module():
 def test_any_module_with_convolutions_has_a_layer():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert explanation_layer(plain) is plain[2]
-    with pytest.raises(ValueError, match="no convolution"):
+    with pytest.raises(ValueError, match="ends in no spatial map"):
         explanation_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)))
+
+
+def test_layer_of_inception_is_its_last_concatenation():
+    with torch.device("meta"):
+        network = build("inception_v3")
+    assert explanation_layer(network) is network.inner.Mixed_7c
+
+
+def test_a_stranger_with_a_known_name_is_explained_at_its_last_convolution():
+    class ResNet(nn.Sequential):
+        """CIFAR's: three stages, so there is no layer4."""
+
+    network = ResNet(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
+    assert explanation_layer(network) is network[2]
 
 
 def test_wrong_layer_name_lists_candidates():
@@ -146,8 +160,8 @@ def test_wrong_layer_name_lists_candidates():
         explanation_layer(small(), "feature.40")
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "vit_tiny_patch16_224"])
-def test_vision_transformer_asks_for_a_layer(name):
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
+def test_networks_of_tokens_ask_for_a_layer(name):
     with torch.device("meta") if name == "vit_b_16" else torch.device("cpu"):
         network = build(name, num_classes=2)
     with pytest.raises(ValueError, match="name a layer"):

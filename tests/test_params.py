@@ -192,6 +192,13 @@ def test_options_parse_under_every_profile(profile, monkeypatch):
                 assert len(parsed) > 0
 
 
+@pytest.mark.parametrize("name", ["mini", "sample"])
+def test_other_networks_need_no_second_override(name):
+    params = yaml.safe_load(composed(f"profile={name}", "perturb.networks=[alexnet]", "finetune.networks=[vgg11]"))
+    assert params["gradient_norms"]["network"] == "alexnet"
+    assert params["figure_3"]["network"] == params["figure_4"]["network"] == "vgg11"
+
+
 def test_figures_show_networks_that_the_profile_trains(profile):
     _, params, repo = profile
     outs = {out.def_path for stage in repo.index.stages for out in stage.outs}

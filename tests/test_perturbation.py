@@ -277,8 +277,8 @@ def both(network, images, targets, contrast="weighted", epsilon=1e-3, n_iteratio
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"epsilon": 0.0}, "epsilon must be > 0"),
-        ({"epsilon": -1e-3}, "epsilon must be > 0"),
+        ({"epsilon": 0.0}, "epsilon must be finite and > 0"),
+        ({"epsilon": -1e-3}, "epsilon must be finite and > 0"),
         ({"n_iterations": 0}, "n_iterations >= 1"),
         ({"contrast": "wieghted"}, "unknown contrast 'wieghted': choose from original"),
         ({"targets": torch.tensor([0, 1, 2, 6])}, r"in \[0, 6\)"),
@@ -309,3 +309,22 @@ def test_images_and_network_are_left_alone(network, images, targets, contrast):
     assert torch.equal(images, before)
     assert not images.requires_grad
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_of_half_precision_are_refused(network, images, targets, dtype):
+    with pytest.raises(ValueError, match="must be float32 or float64"):
+        sign_perturb(network.to(dtype), images.to(dtype), targets, "weighted", 1e-3, 1)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1e-3, float("nan"), float("inf")])
+def test_an_epsilon_that_is_no_step_is_refused(network, images, targets, epsilon):
+    with pytest.raises(ValueError, match="epsilon must be finite"):
+        perturbation_grid(network, images, targets, ["weighted"], [epsilon], [1])
+
+
+def test_training_mode_changes_nothing(network, images, targets):
+    settings = (["original", "weighted"], [3e-2], [2])
+    expected = perturbation_grid(network, images, targets, *settings)
+    actual = perturbation_grid(network.train(), images, targets, *settings)
+    assert all(torch.equal(a, b) for key in expected for a, b in zip(actual[key], expected[key]))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import vl_convert
+import yaml
 
 TEMPLATES = Path(__file__).parents[1] / ".dvc" / "plots"
 PERTURBATION = {
@@ -34,11 +35,31 @@ TABLE1 = {
     "low": [0.4],
     "high": [0.6],
 }
-# For each table: the values of its columns (every combination is a row), x, y and the template.
-TABLES = {
-    "plots/perturbation.csv": (PERTURBATION, "network", "change", "grouped_bar"),
-    "plots/table1.csv": (TABLE1, "explainer", "relative_probability", "table1"),
+CLAIMS = {
+    "claim": [1],
+    "network": ["all networks", "resnet18", "vgg16"],
+    "margin": ["p_t_weighted_minus_original", "y_t_original_minus_weighted"],
+    "low": [-0.1],
+    "high": [0.6],
+    "published": ["", 0.3],
+    "n_images": [100],
 }
+TRAINING = {"group": ["perturbed", "finetuned"], "network": ["resnet18", "vgg16"], "epoch": [1, 2, 3]}
+ZEROS = {
+    "network": ["resnet18", "vgg16"],
+    "epsilon": [0.001, 0.003],
+    "n_iterations": [1, 10],
+    "contrast": ["max", "mean"],
+}
+# For each table: the values of its columns (every combination is a row), the column of numbers, x, y and the template.
+TABLES = {
+    "plots/perturbation.csv": (PERTURBATION, "change", "network", "change", "grouped_bar"),
+    "plots/table1.csv": (TABLE1, "relative_probability", "explainer", "relative_probability", "table1"),
+    "plots/claims.csv": (CLAIMS, "mean", "mean", "margin", "margins"),
+    "plots/training.csv": (TRAINING, "test_accuracy", "epoch", "test_accuracy", "lines"),
+    "plots/zero_gradients.csv": (ZEROS, "zero_share", "n_iterations", "zero_share", "lines"),
+}
+MARKS = {"lines": "point"}
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -49,10 +70,10 @@ def run(*command: str, cwd: Path) -> str:
 
 
 def write_tables(repository: Path, value: float) -> None:
-    for name, (columns, _, y, _) in TABLES.items():
+    for name, (columns, numbers, *_) in TABLES.items():
         with (repository / name).open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*columns, y])
+            writer.writerow([*columns, numbers])
             writer.writerows([*row, value] for row in itertools.product(*columns.values()))
 
 
@@ -64,7 +85,7 @@ def charts(tmp_path_factory):
     shutil.copytree(TEMPLATES, repository / ".dvc" / "plots")
     (repository / ".dvc" / "config").touch()  # as good as `dvc init`, and fast
     (repository / "plots").mkdir()
-    plots = [{name: {"x": x, "y": y, "template": template}} for name, (_, x, y, template) in TABLES.items()]
+    plots = [{name: {"x": x, "y": y, "template": template}} for name, (*_, x, y, template) in TABLES.items()]
     (repository / "dvc.yaml").write_text(json.dumps({"plots": plots}))
     write_tables(repository, 0.5)
     run("git", "add", ".", cwd=repository)
@@ -84,20 +105,32 @@ def n_rows(name):
     return math.prod(map(len, TABLES[name][0].values()))
 
 
-def bars(chart):
-    return vl_convert.vegalite_to_svg(chart).count('aria-roledescription="bar"')
+def n_marks(chart, name):
+    return vl_convert.vegalite_to_svg(chart).count(f'aria-roledescription="{MARKS.get(TABLES[name][-1], "bar")}"')
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_row_is_one_bar(charts, name):
-    assert bars(charts["show", name]) == n_rows(name)
+def test_every_row_is_one_mark(charts, name):
+    assert n_marks(charts["show", name], name) == n_rows(name)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_diff_draws_both_revisions(charts, name):
     chart = charts["diff", name]
     assert {row["rev"] for row in chart["data"]["values"]} == {"workspace", "HEAD"}
-    assert bars(chart) == 2 * n_rows(name)
+    assert n_marks(chart, name) == 2 * n_rows(name)
+
+
+@pytest.mark.parametrize(("name", "n_lines"), [("plots/training.csv", 4), ("plots/zero_gradients.csv", 8)])
+def test_every_network_has_lines_of_its_own(charts, name, n_lines):
+    assert vl_convert.vegalite_to_svg(charts["show", name]).count('aria-roledescription="line mark"') == n_lines
+
+
+def test_margins_have_an_interval_and_the_published_number(charts):
+    svg = vl_convert.vegalite_to_svg(charts["show", "plots/claims.csv"])
+    n = n_rows("plots/claims.csv")
+    assert svg.count('aria-roledescription="rule mark"') == n
+    assert svg.count('aria-roledescription="tick"') == n // 2
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -107,6 +140,14 @@ def test_chart_is_a_picture_without_a_network(charts, name):
     png = vl_convert.vegalite_to_png(chart, allowed_base_urls=[])
     assert png.startswith(b"\x89PNG")
     assert len(png) > 20_000
+
+
+def test_every_table_of_the_pipeline_has_a_template_that_is_tested():
+    stages = yaml.safe_load((TEMPLATES.parents[1] / "dvc.yaml").read_text())["stages"].values()
+    plots = {name: plot for stage in stages for entry in stage.get("plots", []) for name, plot in entry.items()}
+    drawn = {name: plot["template"] for name, plot in plots.items() if name.endswith(".csv")}
+    assert drawn.pop("plots/under_threshold.csv") == "table1"
+    assert drawn == {name: template for name, (*_, template) in TABLES.items()}
 
 
 def test_every_template_is_tested():

@@ -118,8 +118,13 @@ def test_cub_attribute_names_lead_to_cub_parts(tmp_path):
     (folder / "attributes").mkdir(parents=True)
     names = ["has_bill_length::long", "has_wing_pattern::solid", "has_under_tail_color::red", "has_size::small"]
     (tmp_path / "attributes.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, start=1)))
-    (folder / "attributes/class_attribute_labels_continuous.txt").write_text("90 10 40 100\n20 80 50 0\n")
+    # Three classes have attributes, of which the folder holds the first and the third.
+    (folder / "attributes/class_attribute_labels_continuous.txt").write_text("90 10 40 100\n90 10 99 100\n20 80 50 0\n")
+    (folder / "classes.txt").write_text("1 001.First\n3 003.Third\n")
     assert discriminative_parts(folder, 0, 1) == {"beak", "left wing", "right wing"}
+    (folder / "classes.txt").write_text("1 001.First\n4 004.Fourth\n")
+    with pytest.raises(ValueError, match=r"has 3 classes, but classes\.txt counts to 4"):
+        discriminative_parts(folder, 0, 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

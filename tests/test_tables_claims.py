@@ -247,11 +247,35 @@ def test_one_network_that_fails_fails_claim_2(rng):
 @pytest.mark.parametrize("low", [0.0, -1e-9, float("nan")])
 def test_interval_that_touches_zero_does_not_hold(low):
     margins = [
-        claims.Margin(2, "vgg16_bn", "t1_published", 0.1, 0.05, 0.2, 0.1, 9),
-        claims.Margin(2, "vgg16_bn", "t2_published", 0.1, low, 0.2, 0.1, 9),
+        claims.Margin(2, "vgg16_bn", "t1_published", 0.1, 0.05, 0.2, 0.1, 42),
+        claims.Margin(2, "vgg16_bn", "t2_published", 0.1, low, 0.2, 0.1, 42),
     ]
     assert claims.verdicts(margins)["claim_2"]["holds"] is False
     assert claims.verdicts(margins[:1])["claim_2"]["holds"] is True
+
+
+@pytest.mark.parametrize(("n_images", "holds"), [(1, False), (9, False), (10, True)])
+def test_a_handful_of_images_shows_no_claim(rng, n_images, holds):
+    cell = masking_cell(shift=0.05, n_above=n_images)
+    verdicts = claims.verdicts(claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng))
+    assert verdicts["claim_2"]["vgg16_bn"]["t1_published"]["low"] > 0
+    assert verdicts["claim_2"]["holds"] is holds
+
+
+def test_a_margin_that_is_no_number_does_not_reach_the_metrics(rng, tmp_path):
+    cell = masking_cell(shift=0.05)
+    cell["masked"][3] = np.nan
+    verdicts = claims.verdicts(claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        runtime.write_json(tmp_path / "claims.json", verdicts)
+    assert left_over(tmp_path) == []
+
+
+def test_networks_must_have_perturbed_the_same_images(rng):
+    cells = {"resnet18": perturbation_cell(), "alexnet": perturbation_cell()}
+    cells["alexnet"]["images"] = cells["alexnet"]["images"] + 1
+    with pytest.raises(ValueError, match="resnet18 and alexnet perturbed different images"):
+        claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
 
 
 def test_published_margins_of_claim_1_are_the_reference_files(rng):
@@ -404,16 +428,38 @@ def test_success_replaces_what_was_there(tmp_path, write):
 def test_cells_no_longer_asked_for_are_removed(tmp_path):
     for name in ("resnet18", "alexnet", "resnet50.a1_in1k"):
         runtime.write_arrays(tmp_path / f"{name}.npz", a=np.array([len(name)]))
+    (tmp_path / "notes.txt").touch()
     cells = runtime.read_cells(tmp_path, ["resnet50.a1_in1k", "alexnet"])
     assert list(cells) == ["resnet50.a1_in1k", "alexnet"]
     assert cells["alexnet"]["a"] == 7
-    assert left_over(tmp_path) == ["alexnet.npz", "resnet50.a1_in1k.npz"]
+    assert left_over(tmp_path) == ["alexnet.npz", "notes.txt", "resnet50.a1_in1k.npz"]
 
 
-def test_missing_cell_is_named(tmp_path):
-    runtime.write_arrays(tmp_path / "resnet18.npz", a=np.array([1]))
-    with pytest.raises(ValueError, match=r"lacks alexnet\.npz"):
+DAMAGED = {
+    "missing": None,
+    "empty": b"",
+    "text": b"network,change\n",
+    "truncated": ...,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_missing_or_damaged_cell_is_named_and_nothing_is_removed(tmp_path, damage):
+    for name in ("resnet18", "googlenet", "alexnet"):
+        runtime.write_arrays(tmp_path / f"{name}.npz", a=np.random.default_rng(0).random(1000))
+    alexnet = tmp_path / "alexnet.npz"
+    content = alexnet.read_bytes()[:-600] if DAMAGED[damage] is ... else DAMAGED[damage]
+    alexnet.unlink() if content is None else alexnet.write_bytes(content)
+    before = left_over(tmp_path)
+    with pytest.raises(ValueError, match=r"alexnet\.npz"):
         runtime.read_cells(tmp_path, ["resnet18", "alexnet"])
+    assert left_over(tmp_path) == before
+
+
+def test_an_array_that_a_file_does_not_hold_is_named_with_it(tmp_path):
+    runtime.write_arrays(tmp_path / "resnet18.npz", changes=np.array([1]))
+    with pytest.raises(ValueError, match=r"resnet18\.npz holds no array 'zero_share'"):
+        runtime.read_arrays(tmp_path / "resnet18.npz")["zero_share"]
 
 
 def test_unknown_device_is_named():

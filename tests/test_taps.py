@@ -254,7 +254,7 @@ def test_no_hook_survives_images_or_cotangents_of_the_wrong_shape(network, image
     ("kind", "message"),
     [
         (Trunk, "Conv2d did not run"),
-        (Aside, "does not influence the logits"),
+        (Aside, "nothing links the tapped layer"),
         (ReturnsTuple, "Split returns tuple, not one tensor"),
     ],
 )
@@ -271,7 +271,7 @@ def test_images_that_do_not_influence_the_logits_give_one_clear_error(images):
             return self.head(torch.ones(len(images), 4, dtype=torch.float64))
 
     for network in (Deaf(), Deaf().requires_grad_()):
-        with pytest.raises(ValueError, match="does not influence the logits"):
+        with pytest.raises(ValueError, match="nothing links the tapped layer"):
             taps.record(network, images).pull_back(cotangents(4, 3))
 
 
@@ -295,3 +295,59 @@ def test_a_layer_that_runs_twice_is_recorded_at_its_last_run(images):
     assert torch.equal(recorded.activation, second.detach())
     torch.testing.assert_close(recorded.pull_back(cotangent), gradient, rtol=1e-12, atol=1e-14)
     assert not hooks(network)
+
+
+@pytest.mark.parametrize("layer", [None, "features.4"])
+def test_a_network_in_training_mode_is_explained_in_evaluation_mode(network, images, layer):
+    """Batch statistics would mix the images, and a forward pass in training mode would change the running ones."""
+    cotangent = cotangents(4, 6)
+    expected = taps.record(network, images, tapped(network, layer))
+    gradient, weights = expected.pull_back(cotangent), deepcopy(network.state_dict())
+    network.train()
+    recorded = taps.record(network, images, tapped(network, layer))
+    assert torch.equal(recorded.logits, expected.logits)
+    assert torch.equal(recorded.pull_back(cotangent), gradient)
+    assert torch.equal(taps.logits(network, images), expected.logits)
+    assert all(module.training for module in network.modules())
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_training_mode_is_restored_behind_an_exception(network, images):
+    network.train()
+    with pytest.raises(RuntimeError):
+        taps.logits(network, images[:, :2])
+    assert all(module.training for module in network.modules())
+
+
+def precision():
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
+class Spy(nn.Module):
+    """The identity, which notes PyTorch's precision of float32 in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(precision())
+        x = x.clone()
+        if x.requires_grad:
+            x.register_hook(lambda _gradient: self.seen.append(precision()))
+        return x
+
+
+def test_tf32_is_off_in_both_directions_and_restored(network, images):
+    spy = Spy()
+    network.pool = nn.Sequential(network.pool, spy)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        outside = precision()
+        taps.record(network, images, network.features).pull_back(cotangents(4, 6))
+        taps.logits(network, images)
+        assert spy.seen == [("ieee", "ieee")] * 3
+        assert precision() == outside
+        assert outside[0] == "tf32"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False

@@ -36,19 +36,21 @@ def read(folder: str | Path, split: str = "test") -> Samples:
     Raises:
         ValueError: a list is missing or broken, an image is not on disk, or the split is empty.
     """
+    sides = {"train": "1", "test": "0"}
+    if split not in sides:
+        raise ValueError(f"unknown split {split!r}: choose from {', '.join(sides)}")
     folder = Path(folder)
     classes = table(folder / "classes.txt")
     images = table(folder / "images.txt")
     labels = table(folder / "image_class_labels.txt")
     training = table(folder / "train_test_split.txt")
     position = {class_id: index for index, class_id in enumerate(classes)}
-    wanted = {"train": "1", "test": "0"}[split]
     paths, targets = [], []
     for image, name in images.items():
         for what, listed in (("image_class_labels.txt", labels), ("train_test_split.txt", training)):
             if image not in listed:
                 raise ValueError(f"{folder / what} has no line for image {image} ({name}): complete it")
-        if training[image] != wanted:
+        if training[image] != sides[split]:
             continue
         if labels[image] not in position:
             raise ValueError(f"{folder / 'image_class_labels.txt'}: image {image} has unknown class {labels[image]}")
@@ -89,15 +91,22 @@ def discriminative_parts(folder: Path | str, class_a: int, class_b: int) -> set[
 
     Args:
         folder: in CUB's layout.
-        class_a: index in [0, K), as a network counts; CUB's own number is one more.
+        class_a: index in [0, K), the place in ``classes.txt``.
         class_b: likewise.
+
+    Raises:
+        ValueError: a class has no line of attributes.
     """
     folder = Path(folder)
     listing = folder / "attributes" / "attributes.txt"
     listing = listing if listing.exists() else folder.parent / "attributes.txt"
     names = [line.split(maxsplit=1)[1] for line in listing.read_text().splitlines()]
     lines = (folder / "attributes" / "class_attribute_labels_continuous.txt").read_text().splitlines()
-    a, b = (np.array(lines[index].split(), dtype=float) for index in (class_a, class_b))
+    # The lines are those of CUB's own numbers, also where a folder has only some of the classes.
+    numbers = [int(number) for number in table(folder / "classes.txt")]
+    if max(numbers) > len(lines):
+        raise ValueError(f"{folder / 'attributes'} has {len(lines)} classes, but classes.txt counts to {max(numbers)}")
+    a, b = (np.array(lines[numbers[index] - 1].split(), dtype=float) for index in (class_a, class_b))
     differing = [name for name, gap in zip(names, np.abs(a - b)) if gap > MAJORITY]
     return {
         part
