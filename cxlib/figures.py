@@ -150,7 +150,7 @@ def contact_sheet(folder: Path | str, path: Path | str) -> None:
         families.setdefault(name.split(".")[1].split("_")[0], []).append(index)
 
     widest = max(len(members) for members in families.values())
-    figure = Figure(figsize=(1.5 * SHEET_IMAGES * widest, 2.0 * len(families)), dpi=110)
+    figure = Figure(figsize=(1.5 * SHEET_IMAGES * widest, 2.0 * len(families)), dpi=92)
     rows = figure.subfigures(len(families), 1, squeeze=False)[:, 0]
     for row, (family, members) in zip(rows, families.items()):
         parts = set().union(*(discriminative_parts(folder, a, b) for a, b in combinations(members, 2)))
@@ -171,4 +171,4 @@ def contact_sheet(folder: Path | str, path: Path | str) -> None:
 
 def _save(figure: Figure, path: Path | str) -> None:
     # Without the version that matplotlib would write into the file.
-    figure.savefig(path, metadata={"Software": None}, dpi=110)
+    figure.savefig(path, metadata={"Software": None}, dpi=92)

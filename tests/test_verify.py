@@ -159,9 +159,9 @@ def test_damaged_cached_folder_is_found(repository, part):
 
 
 def test_cache_may_lie_elsewhere(repository):
-    (repository / ".dvc" / "cache").rename(repository.parent / "shared")
+    (repository / ".dvc" / "cache").rename(repository.parent / "common")
     assert verify(repository)[0] == 1
-    dvc("cache", "dir", "--local", "../shared", cwd=repository)
+    dvc("cache", "dir", "--local", "../common", cwd=repository)
     assert verify(repository)[0] == 0
 
 
