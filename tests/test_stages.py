@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -12,9 +14,15 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torchvision
 from click.testing import CliRunner
 from PIL import Image
 from test_params import ROOT, arguments, command, composed, resolved
+from torchvision import transforms
+
+from cxlib import networks, runtime
+from cxlib.datasets import images
 
 MINIATURE = (
     "synthbirds.species_per_family=2",
@@ -218,7 +226,8 @@ def test_maps_show_images_above_the_threshold(pipeline):
     "name",
     [
         "synthbirds", "contact_sheet", "finetune@vgg16_bn_narrow", "perturb@squeezenet1_1", "mask@vgg16_bn_narrow",
-        "maps_3", "figure_3", "figure_1_2", "gradient_norms", "figure_6", "tables", "claims", "perturbation",
+        "maps_3", "figure_3", "maps_4", "figure_4", "accuracy", "figure_1_2",
+        "gradient_norms", "figure_6", "tables", "claims", "perturbation",
     ],
 )  # fmt: skip
 def test_stage_writes_the_same_bytes_again(here, name):
@@ -233,6 +242,169 @@ def test_batch_size_changes_no_result(here, tmp_path):
     succeed(here.commands["perturb@squeezenet1_1"], batch_size=5, out=tmp_path / "cell.npz")
     with np.load("data/perturbation/squeezenet1_1.npz") as ours, np.load(tmp_path / "cell.npz") as other:
         np.testing.assert_allclose(other["changes"], ours["changes"], atol=2e-3)
+
+
+# --- what the headlines say is what the values of single images say ---------------------------------------------
+
+
+def test_perturbation_headlines_are_means_over_settings_and_networks(pipeline):
+    metrics = json.loads((pipeline.folder / "metrics" / "perturbation.json").read_text())
+    cells = [dict(np.load(path)) for path in (pipeline.folder / "data" / "perturbation").iterdir()]
+    for c, contrast in enumerate(cells[0]["contrasts"]):
+        for q, quantity in enumerate(("accuracy", "p_t", "y_t")):
+            expected = np.mean([cell["changes"][c, :, :, q].mean() for cell in cells])
+            assert metrics[contrast][quantity] == pytest.approx(expected, rel=1e-5, abs=1e-9)
+        share = np.mean([cell["zero_share"][c].mean() for cell in cells])
+        assert metrics[contrast]["zero_gradients_per_million"] == pytest.approx(1e6 * share, rel=1e-5)
+    assert metrics["n_images"] == 5
+
+
+def test_pixels_that_the_first_convolution_skips_are_counted_as_zero_gradients(pipeline):
+    """SqueezeNet's kernel of 3 and stride of 2, without padding, leaves the last row and column of 32 unseen."""
+    shares = np.load(pipeline.folder / "data" / "perturbation" / "squeezenet1_1.npz")["zero_share"]
+    unseen = 1 - (31 / 32) ** 2
+    assert (shares >= unseen - 1e-9).all()
+    # A logit of SqueezeNet ends in a ReLU, so that `original` may have no gradient at all; the others have one.
+    assert (shares[1:] < unseen + 0.2).all()
+
+
+def test_table_1_headlines_are_means_over_explainers_and_baselines(pipeline):
+    metrics = json.loads((pipeline.folder / "metrics" / "table1.json").read_text())
+    cell = np.load(pipeline.folder / "data" / "masking" / "vgg16_bn_narrow.npz")
+    masked = cell["masked"][cell["above"]].mean((0, 1, 3))  # (targets, features, contrasts, rules)
+    axes = [list(map(str, cell[axis])) for axis in ("targets", "features", "contrasts", "rules")]
+    for index in np.ndindex(masked.shape):
+        target, features, contrast, rule = (axis[i] for axis, i in zip(axes, index))
+        assert metrics[f"{rule}_{target}_{features}_{contrast}"] == pytest.approx(masked[index], rel=1e-5)
+    assert metrics["t1_unmasked"] == pytest.approx(cell["unmasked"][cell["above"], 0].mean(), rel=1e-5)
+    assert (metrics["n_images"], metrics["n_images_below"]) == (pipeline.n_above, 5)
+
+
+def test_accuracy_headlines_and_curves_are_the_reports(pipeline):
+    explained = json.loads((pipeline.folder / "metrics" / "finetune.json").read_text())["finetuned"]["vgg16_bn_narrow"]
+    report = np.load(pipeline.folder / "data" / "finetuned" / "reports" / "vgg16_bn_narrow.npz")
+    threshold = float(arguments(pipeline.commands["accuracy"])[1]["--threshold"])
+    for rank in (2, 3):
+        above = [sorted(p)[-rank] > threshold for p in report["probabilities"].tolist()]
+        assert explained[f"n_p{rank}_above_threshold"] == sum(above)
+        assert explained[f"share_p{rank}_above_threshold"] == pytest.approx(sum(above) / len(above), abs=1e-6)
+    reached = report["accuracies"].tolist()
+    assert explained["best_accuracy"] == pytest.approx(max(reached), abs=1e-6)
+    assert explained["best_epoch"] == reached.index(max(reached)) + 1
+    rows = [row for row in read(pipeline.folder / "plots" / "training.csv") if row["network"] == "vgg16_bn_narrow"]
+    assert [int(row["epoch"]) for row in rows] == [1, 2]
+    assert [float(row["test_accuracy"]) for row in rows] == pytest.approx(reached, rel=1e-5)
+    assert [float(row["training_loss"]) for row in rows] == pytest.approx(report["losses"].tolist(), rel=1e-5)
+
+
+def test_figures_3_and_4_name_the_classes_of_the_report(pipeline):
+    """Every picture is found again among the test images, and with it its classes and its label."""
+    with contextlib.chdir(pipeline.folder):
+        samples = images.read("data/synthbirds", "test")
+        pictures, labels = images.load(samples, range(len(samples)), images.preprocessing(32, False))
+    report = np.load(pipeline.folder / "data" / "finetuned" / "reports" / "vgg16_bn_narrow.npz")["probabilities"]
+    for figure, n_classes in (("figure_3", 2), ("figure_4", 3)):
+        maps = np.load(pipeline.folder / "data" / "maps" / f"{figure}.npz")
+        assert len(maps["images"]) > 0
+        for picture, names, label, p in zip(maps["images"], maps["names"], maps["labels"], maps["probabilities"]):
+            (index,) = np.flatnonzero((pictures.permute(0, 2, 3, 1).numpy() == picture).all((1, 2, 3)))
+            order = sorted(range(8), key=lambda k: -report[index, k])[:n_classes]
+            assert names.tolist() == [samples.classes[k] for k in order]
+            assert p.tolist() == report[index, order].tolist()
+            assert label == samples.classes[labels[index]]
+
+
+def test_gradient_norms_stand_beside_the_logits_of_their_image_and_rank(pipeline):
+    with contextlib.chdir(pipeline.folder):
+        rows = pd.read_csv("data/gradient_norms.csv")
+        samples = images.read("data/synthbirds", "test")
+        network = networks.load("data/networks/squeezenet1_1.pt")
+        for image, group in rows.groupby("image"):
+            x, _ = images.load(samples, [image], images.preprocessing(32, False))
+            expected = network(x)[0].sort(descending=True).values
+            assert group["rank"].tolist() == list(range(8))
+            np.testing.assert_allclose(group["logit"], expected, rtol=1e-3, atol=1e-4)
+    assert rows["image"].nunique() == 4
+
+
+# --- the published settings' code paths, on four photographs and twenty-four birds ------------------------------
+
+WNIDS = {"n01443537": 1, "n01514668": 7}
+PAPER = (
+    "profile=paper",
+    "perturb.networks=[mobilenet_v3_small]",
+    "perturb.image_size=64",
+    "perturb.n_iterations=[1,2]",
+    "gradient_norms.network=mobilenet_v3_small",
+    "finetune.networks=[mobilenet_v3_small]",
+    "finetune.image_size=64",
+    "finetune.epochs=1",
+    "finetune.batch_norm=frozen",
+    "finetune.workers=2",
+    "masking.layer=features.8",
+    "weights.path=weights",
+    "device=cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def paper(pipeline, tmp_path_factory):
+    """The stages of the profile `paper`, run on ImageNet's layout, CUB's layout and a file of weights."""
+    folder = tmp_path_factory.mktemp("paper") / "repo"
+    repo = resolved(folder, composed(*PAPER, f"data.cub.path={pipeline.folder / 'data' / 'synthbirds'}"))
+    shutil.copytree(ROOT / "data" / "reference", folder / "data" / "reference")
+    birds = sorted((pipeline.folder / "data" / "synthbirds" / "images").glob("*/*"))[::7]
+    for wnid, paths in zip(WNIDS, (birds[:2], birds[2:4])):
+        (folder / "data" / "imagenet" / "val" / wnid).mkdir(parents=True)
+        for path in paths:
+            # Not square, so that the centre crop has something to cut.
+            Image.open(path).resize((120, 90)).save(folder / "data" / "imagenet" / "val" / wnid / f"{path.stem}.JPEG")
+    with runtime.seeded(1):
+        state = torchvision.models.mobilenet_v3_small(weights=None).half().state_dict()
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    (folder / "weights").mkdir()
+    name = f"mobilenet_v3_small-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
+    (folder / "weights" / name).write_bytes(buffer.getvalue())
+    with contextlib.chdir(folder):
+        for stage in in_order(repo):
+            if stage.name not in ("synthbirds", "contact_sheet"):
+                succeed(stage.cmd)
+    return SimpleNamespace(folder=folder, state=state)
+
+
+def test_published_weights_meet_imagenet_photographs_as_torchvision_prepares_them(paper):
+    network = torchvision.models.mobilenet_v3_small(weights=None).eval()
+    network.load_state_dict(paper.state)
+    prepare = transforms.Compose([
+        transforms.Resize(73), transforms.CenterCrop(64), transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ])  # fmt: skip
+    paths = sorted((paper.folder / "data" / "imagenet").rglob("*.JPEG"))
+    with torch.no_grad():
+        expected = network(torch.stack([prepare(Image.open(path)) for path in paths])).softmax(1)
+    report = np.load(paper.folder / "data" / "networks" / "reports" / "mobilenet_v3_small.npz")
+    np.testing.assert_allclose(report["probabilities"], expected, rtol=2e-3, atol=1e-6)
+    assert report["labels"].tolist() == [1, 1, 7, 7]
+
+
+def test_published_settings_reach_every_table(paper):
+    assert len(read(paper.folder / "plots" / "perturbation.csv")) == 5 * 2 * 2 * 3
+    norms = pd.read_csv(paper.folder / "data" / "gradient_norms.csv")
+    assert norms.groupby("image").size().tolist() == [145] * 4
+    assert len(read(paper.folder / "plots" / "table1.csv")) == 3 * 2 * (1 + 3 * 2 * 2 * 2)
+    claims = json.loads((paper.folder / "metrics" / "claims.json").read_text())
+    assert claims["claim_1"]["n_images"] == 4
+    assert claims["claim_1"]["holds"] is False  # four images are too few to judge
+
+
+def test_frozen_batch_norm_keeps_the_statistics_of_the_weights_and_the_rest_learns(paper):
+    trained = networks.load(paper.folder / "data" / "finetuned" / "mobilenet_v3_small.pt").inner.state_dict()
+    for name, value in paper.state.items():
+        if "running_" in name:
+            assert torch.equal(trained[name], value.float()), name
+    assert not torch.equal(trained["features.0.0.weight"], paper.state["features.0.0.weight"].float())
+    assert trained["classifier.3.weight"].shape[0] == 8
 
 
 # --- one side of the threshold may be empty ---------------------------------------------------------------------
