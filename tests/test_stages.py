@@ -511,15 +511,19 @@ BAD = {
         ({"network": "data/reference/table1.csv"}, ["data/reference/table1.csv"]),
         ({"contrasts": "original,nonsense"}, ["'nonsense'", "weighted"]),
         ({"epsilons": "0.001,-0.5"}, ["-0.5"]),
+        ({"epsilons": "nan"}, ["nan"]),
         ({"n_iterations": "0"}, ["0"]),
     ],
     "mask@vgg16_bn_narrow": [
         ({"layer": "features.99"}, ["'features.99'", "features.9"]),
         ({"explainers": "gradcam,nonsense"}, ["nonsense", "xgradcam"]),
+        ({"explainers": "gradient"}, ["'gradient'", "xgradcam"]),
         ({"baselines": "nonsense"}, ["nonsense", "zeros"]),
         ({"rules": "nonsense"}, ["nonsense", "equal_kept"]),
         ({"blur_kernel": 8}, ["8"]),
         ({"report": "data/none.npz"}, ["data/none.npz"]),
+        ({"report": "data/reference/table1.csv"}, ["data/reference/table1.csv", "damaged"]),
+        ({"report": "data/masking/vgg16_bn_narrow.npz"}, ["vgg16_bn_narrow.npz", "'probabilities'"]),
     ],
     "maps_3": [({"contrasts": "nonsense"}, ["nonsense"]), ({"explainers": "nonsense"}, ["nonsense"])],
     "gradient_norms": [({"network": "data/none.pt"}, ["data/none.pt"])],
@@ -529,7 +533,10 @@ BAD = {
     "synthbirds": [({"species_per_family": 7}, ["species_per_family", "7"]), ({"ambiguity": 2}, ["ambiguity", "2"])],
     "contact_sheet": [({"data": "data/nowhere"}, ["data/nowhere"])],
     "figure_1_2": [({"table": "plots/none.csv"}, ["plots/none.csv"])],
-    "figure_3": [({"maps": "data/none.npz"}, ["data/none.npz"])],
+    "figure_3": [
+        ({"maps": "data/none.npz"}, ["data/none.npz"]),
+        ({"maps": "data/reference/table1.csv"}, ["data/reference/table1.csv"]),
+    ],
     "figure_6": [({"metrics": "metrics/none.json"}, ["metrics/none.json"])],
 }
 
@@ -551,6 +558,9 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, name, changes, named):
     [
         ("finetune@vgg16_bn_narrow", {"schedule": "nonsense"}, ["--schedule", "nonsense", "one_cycle"]),
         ("finetune@vgg16_bn_narrow", {"epochs": "many"}, ["--epochs", "many"]),
+        ("finetune@vgg16_bn_narrow", {"epochs": "-1"}, ["--epochs", "-1"]),
+        ("perturb@squeezenet1_1", {"batch_size": "0"}, ["--batch-size", "0"]),
+        ("gradient_norms", {"chunk": "0"}, ["--chunk", "0"]),
         ("perturb@squeezenet1_1", {"epsilons": "0.001,small"}, ["--epsilons", "small"]),
         ("perturb@squeezenet1_1", {"epsilons": "params.yaml:perturb.nothing"}, ["--epsilons", "perturb.nothing"]),
         ("perturb@squeezenet1_1", {"epsilons": "params.yaml:seed"}, ["--epsilons"]),
@@ -566,6 +576,22 @@ def test_value_that_does_not_parse_is_named_with_its_option(here, name, changes,
     assert result.exit_code != 0
     for text in named:
         assert text in result.stderr.splitlines()[-1]
+    assert contents(here.folder) == before
+
+
+def test_weights_for_other_classes_are_not_taken_as_they_are(here, paper, tmp_path):
+    """Without training, a head of another size would be a random one."""
+    outs = {"out": tmp_path / "n.pt", "report": tmp_path / "r.npz"}
+    weights = {"network": "mobilenet_v3_small", "weights": "DEFAULT", "weights_path": paper.folder / "weights"}
+    result = run(here.commands["finetune@vgg16_bn_narrow"], epochs=0, **weights, **outs)
+    assert_one_line(result, "1000 classes", "has 8", "--epochs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_ranks_are_refused(here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = contents(here.folder)
+    assert_one_line(run(here.commands["perturb@squeezenet1_1"]), "WORLD_SIZE")
     assert contents(here.folder) == before
 
 

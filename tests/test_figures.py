@@ -1,0 +1,88 @@
+"""The figures show the numbers they are given: bars, maps and curves are read back from what matplotlib drew."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgba
+
+from cxlib import figures
+
+CONTRASTS = ("original", "mean", "max", "weighted")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, in order."""
+    saved = []
+    monkeypatch.setattr(figures, "_save", lambda figure, _path: saved.append(figure))
+    return saved
+
+
+def test_every_bar_of_figures_1_and_2_is_its_change(drawn):
+    rng = np.random.default_rng(0)
+    networks, epsilons, steps, quantities = ("vgg16", "alexnet"), (0.003, 0.001), (1, 10), ("accuracy", "p_t", "y_t")
+    rows = [(*cell, rng.normal()) for cell in product(networks, epsilons, steps, CONTRASTS, quantities)]
+    table = pd.DataFrame(rows, columns=["network", "epsilon", "n_iterations", "contrast", "quantity", "change"])
+    figures.figure_1_2(table, "unused.png")
+    axes = np.array(drawn[0].axes).reshape(3, 4)
+    changes = {tuple(row[:-1]): row[-1] for row in rows}
+    for (r, quantity), (c, (epsilon, n)) in product(enumerate(quantities), enumerate(product((0.001, 0.003), steps))):
+        axis = axes[r, c]
+        ticks = [text.get_text() for text in axes[-1, c].get_xticklabels()]
+        bars = {}
+        for bar in axis.patches:
+            middle = bar.get_x() + bar.get_width() / 2
+            bars[ticks[round(middle)], bar.get_facecolor()] = bar.get_height()
+        assert len(bars) == len(networks) * len(CONTRASTS)
+        for network, contrast in product(networks, CONTRASTS):
+            expected = changes[network, epsilon, n, contrast, quantity]
+            assert bars[network, to_rgba(figures.COLOURS[contrast])] == expected
+        assert f"{epsilon:g}, n = {n}" in axes[0, c].get_title()
+
+
+def test_every_panel_of_figures_3_and_4_is_its_map(drawn):
+    rng = np.random.default_rng(1)
+    maps = {
+        "images": rng.random((2, 5, 5, 3)),
+        "maps": rng.normal(size=(2, 3, 2, 2, 5, 5)),
+        "names": np.array([["Heron_Ashen", "Heron_Marsh"], ["Duck_Mere", "Finch_Barred"]]),
+        "labels": np.array(["Heron_Marsh", "Duck_Mere"]),
+        "probabilities": np.array([[0.6, 0.3], [0.5, 0.25]]),
+        "explainers": np.array(["gradcam", "linear_approximation", "xgradcam"]),
+        "contrasts": np.array(["original", "weighted"]),
+    }
+    maps["maps"][1, 2, 1, 1] = 0  # a map without a range of its own
+    figures.figure_3_4(maps, "unused.png")
+    panels = np.array(drawn[0].axes).reshape(2, 2, 7)
+    for i, t in product(range(2), range(2)):
+        name = panels[i, t, 0].get_ylabel().replace("\n", "_")
+        assert maps["names"][i, t] in name
+        assert f"{maps['probabilities'][i, t]:.2f}" in name
+        assert ("label" in name) is (maps["names"][i, t] == maps["labels"][i])
+        for e, c in product(range(3), range(2)):
+            photograph, overlay = panels[i, t, 1 + 2 * e + c].images
+            np.testing.assert_array_equal(photograph.get_array(), maps["images"][i])
+            np.testing.assert_array_equal(overlay.get_array(), maps["maps"][i, e, c, t])
+            low, high = overlay.get_clim()
+            assert low == -high < 0
+            assert overlay.get_cmap().name == "bwr"
+            assert overlay.get_alpha() == 0.5
+    white = panels[1, 1, 6].images[1]
+    np.testing.assert_allclose(white.cmap(white.norm(white.get_array()))[..., :3], 1, atol=0.01)
+    titles = [axis.get_title() for axis in panels[0, 0, 1:]]
+    assert titles[0] == "GradCAM\noriginal"
+    assert titles[5] == "XGradCAM\nweighted"
+
+
+def test_figure_6_draws_the_points_and_the_fitted_curve(drawn):
+    rng = np.random.default_rng(2)
+    table = pd.DataFrame({"image": np.repeat([4, 9], 30), "rank": [*range(30)] * 2, "logit": rng.normal(size=60)})
+    table["norm"] = 2 + 0.5 * table["logit"] - 0.1 * table["logit"] ** 2
+    figures.figure_6(table, {"quadratic": -0.1, "linear": 0.5, "constant": 2.0}, 1.0, "unused.png")
+    (axis,) = drawn[0].axes
+    np.testing.assert_array_equal(axis.collections[0].get_offsets(), table[["logit", "norm"]])
+    x, y = axis.lines[0].get_data()
+    np.testing.assert_allclose(y, 2 + 0.5 * x - 0.1 * x**2)
+    assert (x.min(), x.max()) == (table["logit"].min(), table["logit"].max())
