@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cxlib import runtime
+
 Contrast = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -91,8 +93,7 @@ def resolve(contrast: str | Contrast) -> Contrast:
     """
     if callable(contrast):
         return contrast
-    if contrast not in CONTRASTS:
-        raise ValueError(f"unknown contrast {contrast!r}: choose from {', '.join(CONTRASTS)}")
+    runtime.check_name("contrast", contrast, CONTRASTS)
     return CONTRASTS[contrast]
 
 

@@ -150,7 +150,7 @@ def contact_sheet(folder: Path | str, path: Path | str) -> None:
         families.setdefault(name.split(".")[1].split("_")[0], []).append(index)
 
     widest = max(len(members) for members in families.values())
-    figure = Figure(figsize=(1.5 * SHEET_IMAGES * widest, 2.0 * len(families)), dpi=92)
+    figure = Figure(figsize=(1.5 * SHEET_IMAGES * widest, 2.0 * len(families)))
     rows = figure.subfigures(len(families), 1, squeeze=False)[:, 0]
     for row, (family, members) in zip(rows, families.items()):
         parts = set().union(*(discriminative_parts(folder, a, b) for a, b in combinations(members, 2)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxlib import taps
+from cxlib import runtime, taps
 from cxlib.contrasts import cotangent
 from cxlib.explainers import cam, saliency
 
@@ -150,10 +150,13 @@ def blur_and_mask(
     Raises:
         ValueError: unknown names, or a layer without a map.
     """
-    for names, known in ((explainers, cam.MAPS), (baselines, BASELINES), (rules, RULES)):
+    for what, names, known in (
+        ("explainer of a layer", explainers, cam.MAPS),
+        ("baseline", baselines, BASELINES),
+        ("rule", rules, RULES),
+    ):
         for name in names:
-            if name not in known:
-                raise ValueError(f"unknown {name!r}: choose from {', '.join(known)}")
+            runtime.check_name(what, name, known)
     recorded = taps.record(network, images, layer)
     leading = recorded.logits.topk(2).indices  # (B, 2)
     cotangents = torch.stack([cotangent(name, recorded.logits, leading) for name in CONTRASTS], 2)

@@ -1,4 +1,4 @@
-"""The edge of the library: device, precision, random state, progress and atomic files."""
+"""The edge of the library: names, device, precision, random state, progress and atomic files."""
 
 import json
 import os
@@ -13,6 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
+
+
+def check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise a ValueError that lists the known names when this one is not among them."""
+    known = list(known)
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(known)}")
 
 
 def device(name: str = "auto") -> Any:

@@ -109,13 +109,9 @@ def fine_tune(
         ValueError: an unknown name in the recipe.
         FloatingPointError: the loss is no longer finite.
     """
-    for name, known in (
-        (recipe.schedule, SCHEDULES),
-        (recipe.augmentation, AUGMENTATIONS),
-        (recipe.batch_norm, BATCH_NORM),
-    ):
-        if name not in known:
-            raise ValueError(f"unknown {name!r} in the training recipe: choose from {', '.join(known)}")
+    runtime.check_name("schedule", recipe.schedule, SCHEDULES)
+    runtime.check_name("augmentation", recipe.augmentation, AUGMENTATIONS)
+    runtime.check_name("batch norm", recipe.batch_norm, BATCH_NORM)
     if len(samples) < 2:
         raise ValueError(f"training needs at least two images, there are {len(samples)}")
     device = next(network.parameters()).device

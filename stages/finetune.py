@@ -43,9 +43,8 @@ def main(network, data, weights, weights_path, image_size, crop, workers, device
     everything = range(len(test))
 
     def probabilities() -> np.ndarray:
-        batches = (batch for _, batch, _ in images.batches(test, everything, transform, recipe.batch_size))
-        n_batches = -(-len(test) // recipe.batch_size)
-        return training.predict(model, runtime.progress(batches, f"test {network}", "batch", n_batches)).numpy()
+        batches = images.batches(test, everything, transform, recipe.batch_size, device, f"test {network}")
+        return training.predict(model, (x for _, x, _ in batches)).numpy()
 
     losses, accuracies = [], []
     if recipe.epochs:

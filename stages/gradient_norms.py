@@ -29,10 +29,9 @@ def main(network, data, image_size, crop, max_images, batch_size, chunk, device,
     samples = images.read(data, "test")
     ranks = norms.ranks_to_explain(len(samples.classes))
     chosen = images.choose(range(len(samples)), max_images, seed)
-    batches = images.batches(samples, chosen, images.preprocessing(image_size, crop), batch_size)
+    prepare, what = images.preprocessing(image_size, crop), f"gradient norms {model.name}"
     results = []
-    for _, x, _ in runtime.progress(batches, f"gradient norms {model.name}", "batch", -(-len(chosen) // batch_size)):
-        x = x.to(device, memory_format=torch.channels_last)
+    for _, x, _ in images.batches(samples, chosen, prepare, batch_size, device, what):
         results.append(norms.gradient_norms(model, x, ranks, chunk))
     y, norm = (torch.cat(values).double().cpu().numpy() for values in zip(*results))  # (images, ranks)
     coefficients, r2 = norms.second_degree_fit(y, norm)

@@ -39,11 +39,9 @@ def main(network, report, data, image_size, crop, layer, explainers, baselines, 
     chosen = images.choose(above, options["max_images"], options["seed"])
     chosen += images.choose(below, options["max_images_below"], options["seed"])
 
-    samples, size = images.read(data, "test"), options["batch_size"]
-    batches = images.batches(samples, chosen, images.preprocessing(image_size, crop), size)
+    samples, prepare = images.read(data, "test"), images.preprocessing(image_size, crop)
     results = []
-    for _, x, _ in runtime.progress(batches, f"mask {model.name}", "batch", -(-len(chosen) // size)):
-        x = x.to(device, memory_format=torch.channels_last)
+    for _, x, _ in images.batches(samples, chosen, prepare, options["batch_size"], device, f"mask {model.name}"):
         results.append(masking.blur_and_mask(model, x, tapped, explainers, baselines, rules, blur))
     if all(result.constant_gradient for result in results):
         click.echo(

@@ -37,10 +37,8 @@ def main(network, data, image_size, crop, contrasts, epsilons, n_iterations, max
         zeros[contrast, epsilon, n] += int((gradient == 0).sum())
 
     changes = []
-    batches = images.batches(samples, chosen, images.preprocessing(image_size, crop), batch_size)
-    n_batches = -(-len(chosen) // batch_size)
-    for _, x, labels in runtime.progress(batches, f"perturb {model.name}", "batch", n_batches):
-        x = x.to(device, memory_format=torch.channels_last)
+    prepare, what = images.preprocessing(image_size, crop), f"perturb {model.name}"
+    for _, x, labels in images.batches(samples, chosen, prepare, batch_size, device, what):
         grid = perturbation.perturbation_grid(model, x, labels, contrasts, epsilons, n_iterations, count_zeros)
         changes.append(torch.stack([torch.stack(change).cpu() for change in grid.values()]))  # (settings, 3, B)
 

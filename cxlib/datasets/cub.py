@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cxlib import runtime
 from cxlib.datasets.samples import Samples
 
 ATTRIBUTE_PARTS = {
@@ -37,8 +38,7 @@ def read(folder: str | Path, split: str = "test") -> Samples:
         ValueError: a list is missing or broken, an image is not on disk, or the split is empty.
     """
     sides = {"train": "1", "test": "0"}
-    if split not in sides:
-        raise ValueError(f"unknown split {split!r}: choose from {', '.join(sides)}")
+    runtime.check_name("split", split, sides)
     folder = Path(folder)
     classes = table(folder / "classes.txt")
     images = table(folder / "images.txt")

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from cxlib import runtime
 from cxlib.datasets import cub, imagenet
 from cxlib.datasets.samples import Samples
 
@@ -62,12 +63,21 @@ def load(samples: Samples, indices: Sequence[int], transform: Transform) -> tupl
 
 
 def batches(
-    samples: Samples, indices: Sequence[int], transform: Transform, batch_size: int
+    samples: Samples,
+    indices: Sequence[int],
+    transform: Transform,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    what: str = "images",
 ) -> Iterator[tuple[Sequence[int], Tensor, Tensor]]:
-    """Batches (indices, images (B, 3, H, W), labels (B,)) in the given order; the last may be smaller."""
-    for start in range(0, len(indices), batch_size):
+    """Batches (indices, images (B, 3, H, W), labels (B,)) in the given order, with a progress bar named `what`.
+
+    The last batch may be smaller. The images lie on the device, channels last in memory; the labels on the CPU.
+    """
+    for start in runtime.progress(range(0, len(indices), batch_size), what, "batch"):
         batch = indices[start : start + batch_size]
-        yield batch, *load(samples, batch, transform)
+        x, labels = load(samples, batch, transform)
+        yield batch, x.to(device, memory_format=torch.channels_last), labels
 
 
 def choose(candidates: Sequence[int], limit: int, seed: int) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxlib import taps
+from cxlib import runtime, taps
 from cxlib.contrasts import Contrast, check_targets, cotangent
 from cxlib.explainers import cam, gradient
 from cxlib.networks import explanation_layer
@@ -49,7 +49,7 @@ def explain(
     Raises:
         ValueError: unknown names, wrong targets, or a layer that has no spatial map.
     """
-    check_explainer(explainer)
+    runtime.check_name("explainer", explainer, EXPLAINERS)
     listed = isinstance(contrast, list | tuple)
     contrasts: Sequence[str | Contrast] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
     tapped = None if explainer in gradient.MAPS else explanation_layer(network, layer)
@@ -72,7 +72,7 @@ def saliency(
     Raises:
         ValueError: unknown explainer, or an activation that is no spatial map.
     """
-    check_explainer(explainer)
+    runtime.check_name("explainer", explainer, EXPLAINERS)
     if activation.ndim != 4:
         raise ValueError(f"{explainer} needs a layer with output (B, C, h, w), got shape {tuple(activation.shape)}")
     maps = EXPLAINERS[explainer](activation[:, None], gradients)
@@ -80,9 +80,3 @@ def saliency(
     if size is None or maps.shape[-2:] == tuple(size):
         return maps
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=True)
-
-
-def check_explainer(explainer: str) -> None:
-    """Raise a ValueError that lists the explainers when there is none of this name."""
-    if explainer not in EXPLAINERS:
-        raise ValueError(f"unknown explainer {explainer!r}: choose from {', '.join(EXPLAINERS)}")
