@@ -22,16 +22,19 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
         raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(known)}")
 
 
-def device(name: str = "auto") -> Any:
+def device(name: str = "auto", threads: int | None = None) -> Any:
     """The torch device of this name, `auto` taking a GPU when there is one.
 
-    For a process of its own: on a GPU convolutions become deterministic, and TF32 is switched off.
+    For a process of its own: on a GPU convolutions become deterministic, and TF32 is switched off. On a CPU sums
+    depend on the number of threads in their last bits, so a run states it: `threads` of them, None for PyTorch's own.
 
     Raises:
         ValueError: there is no such device.
     """
     import torch
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -77,12 +80,13 @@ def seeded(*seed: int) -> Iterator[None]:
         yield
 
 
-def progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Any:
+def progress(items: Iterable[T], what: str, unit: str, total: int | None = None, shown: bool = True) -> Any:
     """A progress bar with rate and time left on standard error."""
     from tqdm import tqdm
 
     # In a log file a line every ten seconds is enough.
-    return tqdm(items, desc=what, unit=unit, total=total, mininterval=0.5 if os.isatty(2) else 10, dynamic_ncols=True)
+    interval = 0.5 if os.isatty(2) else 10
+    return tqdm(items, desc=what, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, disable=not shown)
 
 
 @contextmanager

@@ -1,25 +1,44 @@
 """What all stage scripts share: one clear line for bad input, and lists on the command line."""
 
 import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
+from cxlib import runs
+
 
 class Stage(click.Command):
     """A click command whose bad input ends in one line and exit code 1."""
 
+    shared = False
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the stage; every option's value is known to be well-formed."""
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not self.shared:
             # Every rank would do all the work and write the same files.
-            raise click.ClickException("a stage is one process, WORLD_SIZE says there are more: set launch to python")
+            raise click.ClickException(f"{ctx.info_name} is one process, WORLD_SIZE says there are more: use python")
         try:
             return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
             raise click.ClickException(str(error)) from error
+
+
+class SharedStage(Stage):
+    """A stage whose work torchrun's processes share."""
+
+    shared = True
+
+
+def workplace(ranks: runs.Ranks, inputs: Iterable[str | Path]) -> AbstractContextManager[Path]:
+    """The folder of the current command's unfinished work, `.resume/<stage>/<fingerprint>`; see `runs.workplace`."""
+    context = click.get_current_context()
+    stage = Path(context.command.callback.__code__.co_filename).stem
+    return runs.workplace(Path(".resume", stage, runs.fingerprint(context.params, inputs)), ranks)
 
 
 class ListOf(click.ParamType):

@@ -1,0 +1,164 @@
+"""One run of a long computation: the processes that share its batches, and what is left of it after a kill.
+
+Batches are fixed by their size alone, so that any number of ranks, and any number of interruptions, give the same
+numbers: rank r of W takes batches r, r + W, …, every finished batch lies in a folder of the run's own, and rank 0
+gathers all of them in order.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxlib import runtime
+
+#: What is computed for one batch: named arrays.
+Part = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those that torchrun started together.
+
+    Attributes:
+        rank: in [0, size); rank 0 alone writes results.
+        size: how many processes there are; 1 without torchrun.
+        local: place among those of this machine, hence the GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    def gather(self, content: Any) -> list[Any] | None:
+        """What every rank passed, by rank, on rank 0; None on the others. All ranks must call it."""
+        if self.size == 1:
+            return [content]
+        from torch import distributed
+
+        gathered: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        distributed.gather_object(content, gathered)
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait for all the others."""
+        if self.size > 1:
+            from torch import distributed
+
+            distributed.barrier()
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the processes that torchrun started with this one, if it did; leave them at the end."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield Ranks()
+        return
+    import torch
+    from torch import distributed
+
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    # Objects travel over gloo; gradients on a GPU over nccl.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks(rank, size, local)
+    finally:
+        distributed.destroy_process_group()
+
+
+def fingerprint(options: Mapping[str, Any], inputs: Iterable[str | Path]) -> str:
+    """What a run's results depend on, as 16 hex digits: options, input files, this package's code, torch.
+
+    Args:
+        options: of the run, JSON's types only.
+        inputs: files, identified by path, size and time of change.
+
+    Raises:
+        OSError: an input does not exist.
+    """
+    import torch
+
+    states = [(str(path), Path(path).stat()) for path in inputs]
+    listing = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    loaded = sorted(name for name in sys.modules if name.split(".")[0] == __package__)
+    code = [Path(file).read_bytes() for name in loaded if (file := getattr(sys.modules[name], "__file__", None))]
+    stated = json.dumps([options, listing, torch.__version__], sort_keys=True).encode()
+    return hashlib.sha256(b"\0".join([stated, *code])).hexdigest()[:16]
+
+
+@contextmanager
+def workplace(folder: str | Path, ranks: Ranks) -> Iterator[Path]:
+    """The folder of one run's unfinished work: kept when the run fails or is killed, removed when it succeeds.
+
+    Rank 0 locks it, so that a process that outlived its parent and its successor do not work at the same files.
+
+    Raises:
+        ValueError: another process is at work there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if ranks.rank:
+        yield folder
+        ranks.barrier()
+        return
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise ValueError(f"process {lock.read()} is at work on the same results: wait for it, or kill it") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield folder
+        ranks.barrier()
+        shutil.rmtree(folder)
+
+
+def map_batches(
+    compute: Callable[[Sequence[int]], Part],
+    indices: Sequence[int],
+    batch_size: int,
+    ranks: Ranks,
+    folder: Path,
+    what: str,
+) -> list[Part] | None:
+    """`compute` for every batch of the indices, each batch once, whatever the number of ranks and of restarts.
+
+    Args:
+        compute: from a batch of the indices to named arrays.
+        indices: of the samples.
+        batch_size: indices in a batch; the last may have fewer.
+        ranks: the processes that share the batches.
+        folder: the run's `workplace`, where each finished batch is kept.
+        what: name of the progress bar, which rank 0 shows.
+
+    Returns:
+        all results in the batches' order on rank 0, None on the others.
+    """
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    mine = range(ranks.rank, len(batches), ranks.size)
+    parts = {}
+    with runtime.progress((), what, "image", sum(len(batches[number]) for number in mine), ranks.rank == 0) as bar:
+        for number in mine:
+            path = folder / f"{number:06}.npz"
+            if not path.exists():
+                runtime.write_arrays(path, **compute(batches[number]))
+            parts[number] = dict(runtime.read_arrays(path))
+            bar.update(len(batches[number]))
+    gathered = ranks.gather(parts)
+    if gathered is None:
+        return None
+    together = {number: part for parts in gathered for number, part in parts.items()}
+    return [together[number] for number in range(len(batches))]
