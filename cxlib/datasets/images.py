@@ -56,9 +56,15 @@ def decode(path: Path) -> Image.Image:
         raise ValueError(f"{path} cannot be decoded ({error}): replace it") from error
 
 
-def load(samples: Samples, indices: Sequence[int], transform: Transform) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) in [0, 1] and labels (B,) of some of the samples."""
+def load(
+    samples: Samples, indices: Sequence[int], transform: Transform, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) in [0, 1] and labels (B,) of some of the samples.
+
+    The images lie on the device, channels last in memory; the labels on the CPU.
+    """
     images = torch.stack([transform(decode(samples.paths[index])) for index in indices])
+    images = images.to(device, memory_format=torch.channels_last)
     return images, torch.tensor([samples.labels[index] for index in indices])
 
 
@@ -72,12 +78,11 @@ def batches(
 ) -> Iterator[tuple[Sequence[int], Tensor, Tensor]]:
     """Batches (indices, images (B, 3, H, W), labels (B,)) in the given order, with a progress bar named `what`.
 
-    The last batch may be smaller. The images lie on the device, channels last in memory; the labels on the CPU.
+    The last batch may be smaller.
     """
     for start in runtime.progress(range(0, len(indices), batch_size), what, "batch"):
         batch = indices[start : start + batch_size]
-        x, labels = load(samples, batch, transform)
-        yield batch, x.to(device, memory_format=torch.channels_last), labels
+        yield batch, *load(samples, batch, transform, device)
 
 
 def choose(candidates: Sequence[int], limit: int, seed: int) -> list[int]:
