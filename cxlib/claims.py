@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cxlib.statistics import bootstrap_mean
+from cxlib.statistics import bootstrap, bootstrap_mean, correlation
 from cxlib.tables import Arrays
 
 #: Sign that makes a weighted-minus-original difference of relative probability good news for the weighted contrast.
 BETTER = {"positive": 1.0, "negative": -1.0}
 FORWARD, OPPOSITE = "weighted_minus_original", "original_minus_weighted"
+AGREEMENT = "p_t_and_accuracy_agreement"
 ALL = "all networks"
 #: A bootstrap over fewer images says nothing; over a single one the interval is a point.
 FEWEST = 10
@@ -37,9 +38,10 @@ class Margin(NamedTuple):
 def perturbation_margins(
     cells: Mapping[str, Arrays], published: pd.DataFrame, rng: np.random.Generator
 ) -> list[Margin]:
-    """Claim 1: weighted moves p_t and accuracy more than original does, original moves y_t more.
+    """Claim 1: weighted moves p_t and accuracy together and more than original does, original moves y_t more.
 
-    Averages over epsilons and numbers of iterations; each network on its own, and all of them together.
+    Averages over epsilons and numbers of iterations; each network on its own, and all of them together. The
+    agreement is the correlation of p_t's and accuracy's mean changes over all settings and contrasts of a network.
 
     Args:
         cells: for each network the arrays of the perturbation stage.
@@ -49,7 +51,7 @@ def perturbation_margins(
     Raises:
         ValueError: the networks were given different images.
     """
-    differences = {}  # network -> (images, quantities)
+    differences, changes = {}, {}  # network -> (images, quantities), (images, quantities, settings)
     first = next(iter(cells))
     for network, cell in cells.items():
         if not np.array_equal(cell["images"], cells[first]["images"]):
@@ -58,6 +60,7 @@ def perturbation_margins(
         weighted, original = (cell["changes"][contrasts.index(name)] for name in ("weighted", "original"))
         direction = np.array([-1.0 if quantity == "y_t" else 1.0 for quantity in cell["quantities"]])
         differences[network] = (weighted - original).mean((0, 1)).T * direction
+        changes[network] = np.moveaxis(cell["changes"], (-1, -2), (0, 1)).reshape(*differences[network].shape, -1)
     quantities = [str(quantity) for quantity in cells[first]["quantities"]]
     names = [f"y_t_{OPPOSITE}" if quantity == "y_t" else f"{quantity}_{FORWARD}" for quantity in quantities]
     margins = []
@@ -65,6 +68,11 @@ def perturbation_margins(
         alike = list(cells) if network == ALL else [network]
         printed = [_published_change(published, alike, quantity) for quantity in quantities]
         margins += _margins(1, network, names, values, printed, rng)
+        stacked = np.stack([changes[name] for name in alike], 1)  # (images, networks, quantities, settings)
+        mean, low, high = map(float, bootstrap(stacked, lambda means: _agreement(means, quantities), rng))
+        margins.append(
+            Margin(1, network, AGREEMENT, mean, low, high, _published_agreement(published, alike), len(values))
+        )
     return margins
 
 
@@ -137,6 +145,25 @@ def _margins(
         Margin(claim, network, name, float(mean), float(low), float(high), printed, len(values))
         for name, mean, low, high, printed in zip(names, *interval, published)
     ]
+
+
+def _agreement(means: np.ndarray, quantities: list[str]) -> np.ndarray:
+    """Correlation of p_t's and accuracy's changes over the settings, mean over networks.
+
+    From (R, networks, quantities, settings) to (R,).
+    """
+    p_t, accuracy = (means[:, :, quantities.index(name)] for name in ("p_t", "accuracy"))
+    return correlation(p_t, accuracy).mean(-1)
+
+
+def _published_agreement(published: pd.DataFrame, networks: list[str]) -> float:
+    rows = published[published["network"].isin(networks)]
+    if rows.empty:
+        return float("nan")
+    wide = rows.pivot_table("change", ["network", "epsilon", "n_iterations", "contrast"], "quantity")
+    return float(
+        np.mean([correlation(*group[["p_t", "accuracy"]].to_numpy().T) for _, group in wide.groupby("network")])
+    )
 
 
 def _published_change(published: pd.DataFrame, networks: list[str], quantity: str) -> float:

@@ -67,6 +67,89 @@ def figure_1_2(changes: pd.DataFrame, path: Path | str) -> None:
     _save(figure, path)
 
 
+def perturbation_vs_published(beside: pd.DataFrame, path: Path | str) -> None:
+    """Our changes (filled) and the digitised ones (open): a row an epsilon, a column a quantity, a line a contrast.
+
+    Dots grow with the number of iterations.
+
+    Args:
+        beside: columns network, epsilon, n_iterations, contrast, quantity, change, published; empty where one lacks.
+        path: PNG to write.
+    """
+    epsilons, quantities = sorted(set(beside["epsilon"])), ["accuracy", "p_t", "y_t"]
+    contrasts = [name for name in COLOURS if name in set(beside["contrast"])]
+    # Those that we ran come first.
+    absent = beside["change"].isna().groupby(beside["network"]).all()
+    networks = list(absent.reset_index().sort_values(["change", "network"])["network"])
+    height = len(contrasts) + 1
+    sizes = {n: 6 + 12 * rank for rank, n in enumerate(sorted(set(beside["n_iterations"])))}
+    figure = Figure(figsize=(10, (0.09 * height * len(networks) + 0.4) * len(epsilons) + 0.6), layout="constrained")
+    axes = figure.subplots(len(epsilons), len(quantities), sharex="col", sharey=True, squeeze=False)
+    for row, epsilon in zip(axes, epsilons):
+        for axis, quantity in zip(row, quantities):
+            shown = beside[(beside["epsilon"] == epsilon) & (beside["quantity"] == quantity)]
+            for offset, contrast in enumerate(contrasts):
+                dots, colour = shown[shown["contrast"] == contrast], COLOURS[contrast]
+                y = dots["network"].map(networks.index) * height + offset
+                size = dots["n_iterations"].map(sizes)
+                axis.scatter(dots["published"], y, size, facecolors="none", edgecolors=colour, linewidths=0.8)
+                axis.scatter(dots["change"], y, size, color=colour, linewidths=0, label=contrast)
+            axis.axvline(0, color="black", linewidth=0.6)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.set_yticks(np.arange(len(networks)) * height + (height - 2) / 2, networks, fontsize=8)
+        row[0].set_ylabel(f"$\\epsilon$ = {epsilon:g}")
+    axes[0, 0].set_ylim(len(networks) * height - 1, -1)
+    for axis, quantity in zip(axes[0], quantities):
+        axis.set_title(f"{LABELS[quantity]}: ours filled, published open", fontsize=9)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(contrasts), frameon=False)
+    _save(figure, path)
+
+
+#: Log-odds beyond which p_t rounds to 1 in float32: 1 - p_t falls below half the distance to the float before 1.
+ROUNDS_TO_ONE = 25 * np.log(2)
+
+
+def saturation(steps: pd.DataFrame, groups: Mapping[str, float], path: Path | str) -> None:
+    """Section 4.3: agreement of softmax gradient and closed form by p_t, and how far each moves the logit.
+
+    Args:
+        steps: columns network, path, image, step, log_odds, y_t, y_t_after, saturated, agreement, and group.
+        groups: the groups by p_t of the unperturbed image, in order.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    literal = steps[steps["path"] == "probability"]
+    kinds = ((0, COLOURS["weighted"], "gradient intact"), (1, COLOURS["probability"], "$p_t(1-p_t)$ rounds to 0"))
+    for saturated, colour, kind in kinds:
+        dots = literal[literal["saturated"] == saturated]
+        left.scatter(dots["log_odds"], dots["agreement"], 5, color=colour, alpha=0.4, linewidths=0, label=kind)
+    left.axvline(ROUNDS_TO_ONE, color="black", linewidth=0.6, linestyle=":")
+    left.annotate("$p_t$ rounds to 1", (ROUNDS_TO_ONE, 0.02), rotation=90, ha="right", va="bottom", fontsize=7)
+    left.set_ylim(0, 1.03)
+    left.set_xlabel("log-odds of $p_t$ before the step")
+    left.set_ylabel("share of pixels with the same sign")
+    left.legend(frameon=False, fontsize=8)
+    shades = np.linspace(0.35, 1, len(groups))
+    for group, shade in zip(groups, shades):
+        for name in ("probability", "weighted"):
+            rows = steps[(steps["group"] == group) & (steps["path"] == name)]
+            if rows.empty:
+                continue
+            start = rows.groupby(["network", "image"])["y_t"].transform("first")
+            gain = (rows["y_t_after"] - start).groupby(rows["step"]).mean()
+            label = f"{name}, {group}" if name == "weighted" else None
+            right.plot([0, *gain.index], [0, *gain], color=COLOURS[name], alpha=shade, label=label,
+                       linestyle="-" if name == "weighted" else "--")  # fmt: skip
+    right.set_xlabel("step")
+    right.set_ylabel("mean gain of $y_t$")
+    right.legend(frameon=False, fontsize=7, title="solid: weighted, dashed: probability", title_fontsize=7)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
 def figure_3_4(maps: Mapping[str, np.ndarray], path: Path | str) -> None:
     """Figures 3 and 4: a row a class of an image, a column an explainer and contrast.
 

@@ -1,12 +1,13 @@
-"""Means over images and their bootstrap intervals."""
+"""Means over images, what is computed from them, and bootstrap intervals."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Interval(NamedTuple):
-    """A mean over images and the bounds of its 95 % percentile bootstrap interval."""
+    """A mean over images, or a function of means, and the bounds of its 95 % percentile bootstrap interval."""
 
     mean: np.ndarray
     low: np.ndarray
@@ -21,13 +22,37 @@ def bootstrap_mean(values: np.ndarray, rng: np.random.Generator, n_resamples: in
     Raises:
         ValueError: there are no images.
     """
+    return bootstrap(values, lambda means: means, rng, n_resamples)
+
+
+def bootstrap(
+    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator, n_resamples: int = 2000
+) -> Interval:
+    """A statistic of the means of (B, ...) values over the images B, with a 95 % interval from resampling images.
+
+    Args:
+        values: (B, ...).
+        statistic: from means (R, ...) of R resamples to (R, ...).
+        rng: draws the resamples.
+        n_resamples: how many.
+
+    Raises:
+        ValueError: there are no images.
+    """
     n_images = len(values)
     if n_images == 0:
         raise ValueError("no images to average over")
     flat = values.reshape(n_images, -1)
     # How often each image is drawn, 100 resamples at a time to bound the memory.
     share = np.full(n_images, 1 / n_images)
-    means = [rng.multinomial(n_images, share, min(100, n_resamples - i)) @ flat for i in range(0, n_resamples, 100)]
-    low, high = np.percentile(np.concatenate(means) / n_images, [2.5, 97.5], axis=0)
-    shape = values.shape[1:]
-    return Interval(flat.mean(0).reshape(shape), low.reshape(shape), high.reshape(shape))
+    draws = (rng.multinomial(n_images, share, min(100, n_resamples - i)) for i in range(0, n_resamples, 100))
+    resampled = [statistic((draw @ flat / n_images).reshape(-1, *values.shape[1:])) for draw in draws]
+    low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5], axis=0)
+    return Interval(statistic(flat.mean(0).reshape(1, *values.shape[1:]))[0], low, high)
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation over the last axis: (..., N), (..., N) -> (...); zero where either is constant."""
+    x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
+    scale = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+    return np.divide((x * y).sum(-1), scale, out=np.zeros_like(scale), where=scale > 0)

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from cxlib.statistics import bootstrap_mean
+from cxlib.statistics import bootstrap_mean, correlation
 
 #: What a stage saved of one network: named arrays.
 Arrays = Mapping[str, np.ndarray]
@@ -25,13 +25,100 @@ def perturbation(cells: Mapping[str, Arrays]) -> pd.DataFrame:
 
 
 def zero_gradients(cells: Mapping[str, Arrays]) -> pd.DataFrame:
-    """Share of pixel values whose gradient was exactly zero, so that sign() left them where they were."""
+    """Share of pixel values whose gradient was exactly zero, so that sign() left them where they were.
+
+    Beside it the share of the first step's signs that full precision gives too; one in full precision.
+    """
     rows = []
     for network, cell in cells.items():
         axes = ("contrasts", "epsilons", "n_iterations")
         for (contrast, epsilon, n), share in _cells(cell["zero_share"], *(cell[axis] for axis in axes)):
-            rows.append((network, epsilon, n, contrast, share))
-    return pd.DataFrame(rows, columns=["network", "epsilon", "n_iterations", "contrast", "zero_share"])
+            agreement = cell["sign_agreement"][list(cell["contrasts"]).index(contrast)]
+            rows.append((network, epsilon, n, contrast, share, agreement))
+    columns = ["network", "epsilon", "n_iterations", "contrast", "zero_share", "sign_agreement"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def perturbation_vs_published(changes: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Our changes beside the digitised ones, one row a number; empty where only one side has it.
+
+    Args:
+        changes: what `perturbation` returns.
+        published: the digitised Figures 1 and 2.
+    """
+    keys = ["network", "epsilon", "n_iterations", "contrast", "quantity"]
+    printed = published[[*keys, "change"]].rename(columns={"change": "published"})
+    return printed.merge(changes, on=keys, how="outer", sort=True)[[*keys, "change", "published", "n_images"]]
+
+
+def closeness(beside: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Correlation and mean absolute difference of our changes and the published ones, for each quantity.
+
+    Over the settings that both have; a quantity without any is left out.
+
+    Args:
+        beside: what `perturbation_vs_published` returns.
+    """
+    return {
+        quantity: {
+            "correlation": float(correlation(rows["change"].to_numpy(), rows["published"].to_numpy())),
+            "mean_absolute_difference": float((rows["change"] - rows["published"]).abs().mean()),
+            "n": len(rows),
+        }
+        for quantity, rows in beside.dropna(subset=["change", "published"]).groupby("quantity")
+    }
+
+
+#: Where p_t of the unperturbed image lies, by upper bound.
+SURENESS = {"p_t below 0.5": 0.5, "p_t 0.5 to 0.9": 0.9, "p_t 0.9 to 0.99": 0.99, "p_t above 0.99": 1.0}
+
+
+def saturation(cells: Mapping[str, Arrays]) -> pd.DataFrame:
+    """Section 4.3: every image at every step of both paths, one row each."""
+    fields = ["log_odds", "p_t", "p_t_after", "y_t", "y_t_after"]
+    fields += ["saturated", "agreement", "zero_literal", "zero_weighted"]
+    tables = []
+    for network, cell in cells.items():
+        paths, images, steps = cell["log_odds"].shape
+        axes = {
+            "network": np.full(paths * images * steps, network),
+            "path": np.repeat(cell["paths"], images * steps),
+            "image": np.tile(np.repeat(cell["images"], steps), paths),
+            "step": np.tile(np.arange(1, steps + 1), paths * images),
+        }
+        tables.append(pd.DataFrame(axes | {field: cell[field].ravel() for field in fields}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def sureness(steps: pd.DataFrame) -> pd.Series:
+    """The group in `SURENESS` of each row's image, by p_t before the first step.
+
+    Args:
+        steps: what `saturation` returns.
+    """
+    first = steps.groupby(["network", "image"])["p_t"].transform("first")
+    return pd.cut(first, [0, *SURENESS.values()], labels=list(SURENESS), include_lowest=True)
+
+
+def dominance(steps: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Headlines of `saturation`: by sureness, how far each path moves, and what became of the softmax gradient.
+
+    Groups without images are left out. `saturated` and `agreement` are those of the last step along the literal path.
+    """
+    last = steps["step"].max()
+    headlines: dict[str, dict[str, float]] = {}
+    for name, rows in steps.assign(group=sureness(steps)).groupby("group", observed=True):
+        start, end = (rows[rows["step"] == step].set_index(["network", "image", "path"]) for step in (1, last))
+        gain = (end["y_t_after"] - start["y_t"]).groupby("path").mean()
+        literal = end.xs("probability", level="path")
+        headlines[str(name).replace(" ", "_")] = {
+            "n_images": len(literal),
+            "saturated_share": literal["saturated"].mean(),
+            "sign_agreement": literal["agreement"].mean(),
+            "y_t_gain_probability": gain["probability"],
+            "y_t_gain_weighted": gain["weighted"],
+        }
+    return headlines
 
 
 def masking(cells: Mapping[str, Arrays], above: bool, rng: np.random.Generator) -> pd.DataFrame:

@@ -38,7 +38,8 @@ MINIATURE = (
     "gradient_norms.network=squeezenet1_1",
     "gradient_norms.max_images=4",
     "gradient_norms.batch_size=3",
-    "gradient_norms.chunk=3",
+    "saturation.max_images=4",
+    "saturation.n_iterations=3",
     "finetune.image_size=32",
     "finetune.epochs=2",
     "masking.blur_kernel=9",
@@ -47,6 +48,7 @@ MINIATURE = (
     "masking.max_images_below=5",
     "masking.batch_size=8",
     "device=cpu",
+    "threads=1",
 )
 
 
@@ -161,7 +163,8 @@ def test_metrics_are_few_finite_numbers_without_lists(pipeline):
     for file in files:
         assert "NaN" not in file.read_text(), file
         values = list(numbers(json.loads(file.read_text())))
-        assert 0 < len(values) <= 46, f"{file}: {len(values)} numbers"
+        # Four numbers a margin: the claims are allowed a few more.
+        assert 0 < len(values) <= (64 if file.stem == "claims" else 46), f"{file}: {len(values)} numbers"
         assert all(isinstance(value, int | float) for value in values), file
         assert list(json.loads(file.read_text())) == sorted(json.loads(file.read_text()))
 
@@ -344,6 +347,7 @@ PAPER = (
     "masking.layer=features.8",
     "weights.path=weights",
     "device=cpu",
+    "threads=1",
 )
 
 
@@ -560,7 +564,7 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, name, changes, named):
         ("finetune@vgg16_bn_narrow", {"epochs": "many"}, ["--epochs", "many"]),
         ("finetune@vgg16_bn_narrow", {"epochs": "-1"}, ["--epochs", "-1"]),
         ("perturb@squeezenet1_1", {"batch_size": "0"}, ["--batch-size", "0"]),
-        ("gradient_norms", {"chunk": "0"}, ["--chunk", "0"]),
+        ("gradient_norms", {"threads": "0"}, ["--threads", "0"]),
         ("perturb@squeezenet1_1", {"epsilons": "0.001,small"}, ["--epsilons", "small"]),
         ("perturb@squeezenet1_1", {"epsilons": "params.yaml:perturb.nothing"}, ["--epsilons", "perturb.nothing"]),
         ("perturb@squeezenet1_1", {"epsilons": "params.yaml:seed"}, ["--epsilons"]),
@@ -588,10 +592,10 @@ def test_weights_for_other_classes_are_not_taken_as_they_are(here, paper, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_ranks_are_refused(here, monkeypatch):
+def test_several_ranks_are_refused_where_nothing_is_shared(here, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     before = contents(here.folder)
-    assert_one_line(run(here.commands["perturb@squeezenet1_1"]), "WORLD_SIZE")
+    assert_one_line(run(here.commands["maps_3"]), "WORLD_SIZE")
     assert contents(here.folder) == before
 
 

@@ -7,7 +7,7 @@ from scipy import stats
 
 from cxlib import networks
 from cxlib.norms import gradient_norms, rank_correlation, ranks_to_explain, second_degree_fit
-from cxlib.statistics import bootstrap_mean
+from cxlib.statistics import bootstrap, bootstrap_mean, correlation
 
 # --- bootstrap ---
 
@@ -52,6 +52,24 @@ def test_a_constant_margin_has_an_interval_without_width():
     first = np.random.default_rng(0).normal(0, 1, 40)
     interval = bootstrap_mean((first + 0.25) - first, np.random.default_rng(1))
     assert interval == pytest.approx((0.25, 0.25, 0.25), abs=1e-12)
+
+
+def test_a_statistic_of_means_is_taken_of_every_resample():
+    values = np.random.default_rng(0).exponential(1, (60, 2))
+    ratio = bootstrap(values, lambda means: means[:, 0] / means[:, 1], np.random.default_rng(1))
+    rng, loop = np.random.default_rng(2), []
+    for _ in range(5000):
+        first, second = values[rng.integers(0, 60, 60)].mean(0)
+        loop.append(first / second)
+    assert ratio.mean == pytest.approx(values[:, 0].mean() / values[:, 1].mean())
+    width = ratio.high - ratio.low
+    assert (ratio.low, ratio.high) == pytest.approx(np.percentile(loop, [2.5, 97.5]), abs=0.08 * width)
+
+
+def test_correlation_is_pearsons_and_zero_where_nothing_varies():
+    x, y = np.random.default_rng(0).normal(0, 1, (2, 3, 20))
+    assert correlation(x, y) == pytest.approx([stats.pearsonr(a, b).statistic for a, b in zip(x, y)])
+    assert correlation(np.ones(5), np.arange(5.0)) == 0
 
 
 @pytest.mark.parametrize("n_resamples", [1, 99, 100, 250, 2000])
@@ -100,11 +118,10 @@ def test_ranks_are_ascending_distinct_and_exist_and_cover_both_ends(n_classes):
     assert ends <= set(ranks) <= set(range(n_classes))
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 100])
-def test_norms_are_those_of_the_gradient_at_the_normalised_input_one_class_at_a_time(network, images, chunk):
+def test_norms_are_those_of_the_gradient_at_the_normalised_input_one_class_at_a_time(network, images):
     wrapped = networks.freeze(networks.Network("tiny", network, {})).double()
     ranks = [0, 2, 3, 5]
-    logits, norms = gradient_norms(wrapped, images, ranks, chunk)
+    logits, norms = gradient_norms(wrapped, images, ranks)
     for i, image in enumerate(images):
         leaf = ((image[None] - wrapped.mean) / wrapped.std).requires_grad_()
         y = network(leaf)[0]
@@ -116,9 +133,9 @@ def test_norms_are_those_of_the_gradient_at_the_normalised_input_one_class_at_a_
 
 
 def test_a_network_that_tells_no_std_has_the_norm_at_its_own_input(network, images):
-    _, plain = gradient_norms(network, images, range(6), 6)
+    _, plain = gradient_norms(network, images, range(6))
     identity = networks.Network("tiny", network, {}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).double()
-    torch.testing.assert_close(plain, gradient_norms(identity, images, range(6), 6)[1])
+    torch.testing.assert_close(plain, gradient_norms(identity, images, range(6))[1])
 
 
 def test_the_fit_of_a_parabola_is_the_parabola():

@@ -31,6 +31,7 @@ def perturbation_cell(seed=0, n_images=20, contrasts=("original", "mean", "max",
     return {
         "changes": changes,
         "zero_share": rng.random((len(contrasts), 2, 3)),
+        "sign_agreement": np.ones(len(contrasts)),
         "contrasts": np.array(contrasts),
         "epsilons": np.array([1e-3, 3e-3]),
         "n_iterations": np.array([1, 2, 10]),
@@ -160,9 +161,9 @@ def test_claim_1_is_positive_when_weighted_moves_p_t_and_accuracy_more_and_y_t_l
     margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
     assert {margin.network for margin in margins} == {"all networks", *cells}
     names = {"accuracy_weighted_minus_original", "p_t_weighted_minus_original", "y_t_original_minus_weighted"}
-    assert {margin.margin for margin in margins} == names
-    assert len(margins) == 9
-    for margin in margins:
+    assert {margin.margin for margin in margins} == {*names, claims.AGREEMENT}
+    assert len(margins) == 12
+    for margin in (margin for margin in margins if margin.margin in names):
         assert 0 < margin.low < margin.mean < margin.high
         assert margin.mean == pytest.approx(0.05, abs=0.01)
         assert (margin.claim, margin.n_images) == (1, 20)
@@ -185,6 +186,96 @@ def test_claim_1_pools_the_networks_image_by_image(rng):
     verdict = claims.verdicts(margins)["claim_1"]
     assert verdict["p_t_weighted_minus_original"]["mean"] == pytest.approx(by_hand)
     assert set(verdict) == {"holds", "n_images", *pooled}
+
+
+def test_the_agreement_is_the_correlation_of_the_mean_changes_over_settings(rng):
+    cells = {name: perturbation_cell(seed) for seed, name in enumerate(("resnet18", "alexnet"))}
+    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
+    found = {margin.network: margin for margin in margins if margin.margin == claims.AGREEMENT}
+    by_hand = {}
+    for name, cell in cells.items():
+        accuracy, p_t, _ = np.moveaxis(cell["changes"].mean(-1), -1, 0)
+        by_hand[name] = np.corrcoef(accuracy.ravel(), p_t.ravel())[0, 1]
+        assert found[name].mean == pytest.approx(by_hand[name])
+        assert found[name].low <= found[name].mean <= found[name].high
+        rows = (
+            published("fig1_fig2_digitised")
+            .query("network == @name")
+            .sort_values(["epsilon", "n_iterations", "contrast"])
+        )
+        printed = [rows[rows["quantity"] == quantity]["change"] for quantity in ("accuracy", "p_t")]
+        assert found[name].published == pytest.approx(np.corrcoef(*printed)[0, 1])
+        assert found[name].published > 0.5
+    assert found[claims.ALL].mean == pytest.approx(mean(by_hand.values()))
+
+
+def test_movements_that_go_together_agree_and_one_that_stands_still_agrees_with_nothing(rng):
+    together, still = perturbation_cell(), perturbation_cell()
+    together["changes"][..., 0, :] = 2 * together["changes"][..., 1, :]
+    still["changes"][..., 0, :] = 0
+    for cell, expected in ((together, 1), (still, 0)):
+        margins = claims.perturbation_margins({"mine": cell}, published("fig1_fig2_digitised"), rng)
+        agreement = next(margin for margin in margins if margin.margin == claims.AGREEMENT)
+        assert agreement[3:6] == pytest.approx((expected, expected, expected), abs=1e-12)
+        assert np.isnan(agreement.published)
+
+
+# --- beside the published numbers -------------------------------------------------------------------------------
+
+
+def test_every_published_number_stands_beside_ours_where_we_have_one():
+    printed = published("fig1_fig2_digitised")
+    changes = tables.perturbation({name: perturbation_cell() for name in ("resnet18", "mine")})
+    beside = tables.perturbation_vs_published(changes, printed)
+    keys = ["network", "epsilon", "n_iterations", "contrast", "quantity"]
+    assert not beside.duplicated(keys).any()
+    assert beside["published"].notna().sum() == len(printed) == 648
+    assert beside["change"].notna().sum() == len(changes) == 144
+    assert set(beside.dropna(subset=["change", "published"])["network"]) == {"resnet18"}
+    ours, theirs = (table.set_index(keys)["change"] for table in (changes, printed))
+    for row in beside.set_index(keys).itertuples():
+        assert np.isnan(row.change) or row.change == ours[row.Index]
+        assert np.isnan(row.published) or row.published == theirs[row.Index]
+
+
+def test_closeness_is_correlation_and_mean_absolute_difference_where_networks_coincide():
+    printed = published("fig1_fig2_digitised").query("network in ['resnet18', 'vgg16']")
+    ours = printed.assign(change=2 * printed["change"] + 0.1, n_images=5).query("network == 'resnet18'")
+    close = tables.closeness(tables.perturbation_vs_published(ours, printed))
+    for quantity, rows in printed.query("network == 'resnet18'").groupby("quantity"):
+        assert close[quantity]["correlation"] == pytest.approx(1)
+        assert close[quantity]["mean_absolute_difference"] == pytest.approx((rows["change"] + 0.1).abs().mean())
+        assert close[quantity]["n"] == 24
+    assert tables.closeness(tables.perturbation_vs_published(ours.assign(network="mine"), printed)) == {}
+
+
+def saturation_cell(p_t):
+    """Two paths of three steps for images that begin at these p_t, as the stage saves them."""
+    shape = (2, len(p_t), 3)
+    cell = {name: np.zeros(shape) for name in ("log_odds", "p_t_after", "saturated", "zero_literal", "zero_weighted")}
+    before = np.broadcast_to(np.array(p_t)[:, None] + [0, 0.001, 0.002], shape)
+    y = np.array([1.0, 2.0])[:, None, None] * np.arange(3) * np.ones(shape)  # the second path climbs twice as fast
+    cell["saturated"][0, :, 2] = 1
+    agreement = np.where(cell["saturated"] == 1, 0.25, 1.0)
+    named = {"paths": np.array(["probability", "weighted"]), "images": np.arange(len(p_t)) * 7}
+    return (
+        cell | named | {"p_t": before, "y_t": y, "y_t_after": y + np.array([[[1.0]], [[2.0]]]), "agreement": agreement}
+    )
+
+
+def test_saturation_has_a_row_for_each_image_step_and_path_and_headlines_by_the_first_p_t():
+    steps = tables.saturation({"mine": saturation_cell([0.2, 0.6, 0.495, 0.995, 0.0])})
+    assert len(steps) == 2 * 5 * 3
+    assert steps.groupby(["network", "path", "image", "step"]).size().eq(1).all()
+    row = steps.query("path == 'weighted' and image == 14 and step == 2").iloc[0]
+    assert (row["p_t"], row["y_t"], row["y_t_after"]) == (pytest.approx(0.496), 2, 4)
+    found = tables.dominance(steps)
+    counts = {"p_t_below_0.5": 3, "p_t_0.5_to_0.9": 1, "p_t_above_0.99": 1}  # no image lies in the fourth group
+    assert {group: numbers["n_images"] for group, numbers in found.items()} == counts
+    for numbers in found.values():
+        assert numbers["saturated_share"] == 1
+        assert numbers["sign_agreement"] == 0.25
+        assert (numbers["y_t_gain_probability"], numbers["y_t_gain_weighted"]) == (3, 6)
 
 
 def test_contrasts_are_found_by_name_not_by_place(rng):
@@ -287,7 +378,7 @@ def test_published_margins_of_claim_1_are_the_reference_files(rng):
         for network in {row["network"], "all networks"} & {*names, "all networks"} if row["network"] in names else ():
             sums[network, row["quantity"], row["contrast"]].append(float(row["change"]))
     compared = 0
-    for margin in margins:
+    for margin in (margin for margin in margins if margin.margin != claims.AGREEMENT):
         quantity = next(quantity for quantity in QUANTITIES if margin.margin.startswith(quantity))
         if margin.network == "not_in_the_review":
             assert np.isnan(margin.published)
