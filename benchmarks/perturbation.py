@@ -148,10 +148,9 @@ def main(names: str, n_images: int, runs: int, bfloat16: bool, memory_of: str | 
         if bfloat16:
             coarse = ours(fast, packed, targets, "bfloat16")
             agreement = sign_agreement(fast, packed, targets, CONTRASTS, torch.bfloat16).mean()
-            change = ((coarse - results["cxlib"]).abs().mean((0, 2)) / results["cxlib"].abs().mean((0, 2))).tolist()
-            print(
-                f"  bfloat16: {agreement:.1%} of signs agree; mean change of p_t, y_t by {change[1]:.1%}, {change[2]:.1%}"
-            )
+            change = (coarse - results["cxlib"]).abs().mean((0, 2)) / results["cxlib"].abs().mean((0, 2))
+            moved = ", ".join(f"{name} by {part:.1%}" for name, part in zip(("p_t", "y_t"), change[1:].tolist()))
+            print(f"  bfloat16: {agreement:.1%} of signs agree; mean change of {moved}")
         if max(wall, processor) < FLOORS.get(name, 1):
             below.append(name)
     if below:
