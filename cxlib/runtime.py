@@ -85,6 +85,16 @@ def progress(items: Iterable[T], what: str, unit: str, total: int | None = None)
     return tqdm(items, desc=what, unit=unit, total=total, mininterval=0.5 if os.isatty(2) else 10, dynamic_ncols=True)
 
 
+def byte_progress(what: str, total: int | None, done: int = 0) -> Any:
+    """A progress bar in bytes, with rate and time left, that `update(n)` moves on."""
+    from tqdm import tqdm
+
+    interval = 0.5 if os.isatty(2) else 10
+    return tqdm(
+        desc=what, unit="B", unit_scale=True, total=total, initial=done, mininterval=interval, dynamic_ncols=True
+    )
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure: a file or a folder."""
