@@ -55,18 +55,19 @@ def cub_200_2011(folder: str | Path, url: str = CUB_URL, md5: str = CUB_MD5) -> 
             raise ValueError(f"{error}; or remove {folder} and fetch it anew") from error
     archive = folder.with_name(CUB_ARCHIVE)
     download(url, archive, md5)
-    _remove_leftovers(folder)
+    runtime.remove_leftovers(folder)
     with runtime.atomic(folder) as temporary, _opened(archive) as tar:
         for member in runtime.progress(_files(tar, folder.parent), f"unpack {archive.name}", "file"):
-            top, *rest = PurePosixPath(member.name).parts
-            if rest and top == "CUB_200_2011":
-                member.name = "/".join(rest)
-            elif top == "attributes.txt":  # the attributes' names lie beside the folder
-                member.name = "attributes/attributes.txt"
-            else:
-                raise ValueError(f"{archive} is not CUB-200-2011's archive: it holds {member.name!r}")
-            tar.extract(member, temporary)
-        return _count_birds(temporary)
+            path = PurePosixPath(member.name)
+            if path == PurePosixPath("attributes.txt"):  # the attributes' names lie beside the folder
+                path = PurePosixPath("CUB_200_2011/attributes/attributes.txt")
+            if path.is_relative_to("CUB_200_2011"):
+                member.name = str(path.relative_to("CUB_200_2011"))
+                tar.extract(member, temporary)
+        try:
+            return _count_birds(temporary)
+        except ValueError as error:
+            raise ValueError(f"{archive} is not CUB-200-2011's archive ({error})") from error
 
 
 def ilsvrc2012_validation(
@@ -98,7 +99,7 @@ def ilsvrc2012_validation(
                     f"{archives / name} is damaged or another file (md5 {found} in place of {md5}):"
                     f" get it again from {imagenet.SOURCE}"
                 )
-        _remove_leftovers(sorted_images)
+        runtime.remove_leftovers(sorted_images)
         with runtime.atomic(sorted_images) as temporary:
             _sort(archives / imagenet.VALIDATION, _wnids(archives / imagenet.DEVKIT), temporary)
             imagenet.read(temporary)
@@ -284,8 +285,8 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
     """A tar archive, compressed or not; damage met inside is one error that names it."""
     try:
         with tarfile.open(archive) as tar:
-            # Python 3.11 has it from 3.11.4 on; `_files` refuses what it would.
-            tar.extraction_filter = getattr(tarfile, "data_filter", tarfile.TarFile.extraction_filter)
+            # Python 3.11 has it from 3.11.4 on; `_files` refuses what leads out anyway.
+            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
             yield tar
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         reason = str(error).partition(":\n")[0]  # tarfile goes on with a line for every kind of compression
@@ -318,12 +319,3 @@ def _check_room(folder: Path, size: int, what: str) -> None:
 
 def _is_vacant(folder: Path) -> bool:
     return not folder.exists() or not any(folder.iterdir())
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders of processes that were killed while they filled this folder."""
-    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-        try:
-            os.kill(int(leftover.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(leftover)
