@@ -214,6 +214,13 @@ def test_connection_that_gets_no_further_is_given_up_and_its_bytes_kept(server, 
     assert server.asked == ["bytes=120000-"] * 3
 
 
+def test_connection_that_breaks_often_comes_through_as_long_as_it_gets_further(server, tmp_path):
+    server.piece = 20_000
+    download(server, "truncated", tmp_path / "file.tgz", attempts=2)
+    assert contents(tmp_path) == {"file.tgz": DATA}
+    assert len(server.asked) == 15
+
+
 def test_server_that_is_not_there_is_one_line(server, tmp_path):
     server.shutdown()
     server.server_close()
