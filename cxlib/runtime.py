@@ -1,5 +1,6 @@
 """The edge of the library: names, device, precision, random state, progress and atomic files."""
 
+import glob
 import json
 import os
 import shutil
@@ -89,6 +90,16 @@ def progress(items: Iterable[T], what: str, unit: str, total: int | None = None,
     return tqdm(items, desc=what, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, disable=not shown)
 
 
+def byte_progress(what: str, total: int | None, done: int = 0) -> Any:
+    """A progress bar in bytes, with rate and time left, that `update(n)` moves on."""
+    from tqdm import tqdm
+
+    interval = 0.5 if os.isatty(2) else 10
+    return tqdm(
+        desc=what, unit="B", unit_scale=True, total=total, initial=done, mininterval=interval, dynamic_ncols=True
+    )
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure: a file or a folder."""
@@ -105,6 +116,25 @@ def atomic(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove the temporary folders that killed processes left beside `path` while they were in `atomic`."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
+        pid = leftover.name.removeprefix(f".{path.stem}.").partition(".")[0]
+        if pid.isdecimal() and not (int(pid) != os.getpid() and _is_running(int(pid))):
+            shutil.rmtree(leftover)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:

@@ -128,10 +128,11 @@ def fine_tune(
         BATCH_NORM[recipe.batch_norm](network)
         order = _epoch_order(len(samples), recipe.batch_size, seed, epoch)[:n_batches]
         loader = DataLoader(augmented, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
+        batches = _loaded(loader)
         total = 0.0
         # Dropout draws from torch's random state.
         with runtime.seeded(seed, epoch):
-            for images, labels in runtime.progress(loader, f"epoch {epoch + 1}/{recipe.epochs}", "batch", n_batches):
+            for images, labels in runtime.progress(batches, f"epoch {epoch + 1}/{recipe.epochs}", "batch", n_batches):
                 step += 1
                 for group in optimiser.param_groups:
                     group["lr"] = recipe.learning_rate * SCHEDULES[recipe.schedule](step / n_steps)
@@ -150,6 +151,14 @@ def fine_tune(
         network.eval()
         yield total / sum(len(batch) for batch in order)
     network.requires_grad_(False).eval()
+
+
+def _loaded(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's batches; what a worker complains of keeps its one line, without the worker's traceback."""
+    try:
+        yield from loader
+    except ValueError as error:
+        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
 
 
 def predict(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:

@@ -98,7 +98,8 @@ def main(root: Path) -> None:
     config = configparser.ConfigParser(interpolation=None, strict=False)
     config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"])
     objects = root / ".dvc" / config.get("cache", "dir", fallback="cache") / "files" / "md5"
-    lines = (root / ".dvcignore").read_text().split() if (root / ".dvcignore").is_file() else []
+    lines = (root / ".dvcignore").read_text().splitlines() if (root / ".dvcignore").is_file() else []
+    lines = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     ignored = [".git", ".hg", ".dvc", *(line.removeprefix("**/").strip("/") for line in lines)]  # plain names only
     kinds = ("outs", "deps")
     work = [(name, kind, entry) for name in stages for kind in kinds for entry in stages[name].get(kind, [])]

@@ -74,7 +74,7 @@ def test_synthbirds_is_read_as_cub(tmp_path):
     assert not set(test.paths) & set(train.paths)
 
 
-@pytest.mark.parametrize("name", [name for name in LISTS if name != "images.txt"])
+@pytest.mark.parametrize("name", LISTS)
 def test_missing_list_is_named(birds, name):
     (birds / name).unlink()
     with pytest.raises(ValueError, match=re.escape(f"{birds / name} is missing")):
@@ -86,6 +86,44 @@ def test_line_without_a_value_is_named(birds, name):
     edit(birds, name, LISTS[name].splitlines()[1], LISTS[name].split()[2])
     with pytest.raises(ValueError, match=re.escape(f"{birds / name}, line 2")):
         images.read(birds)
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (b"", "is empty"),
+        (b"\n \n", "is empty"),
+        (b"9 1\nfive 1\n", ", line 2: the id 'five' is not a number"),
+        (b"9 1\n4 1\n9 1\n", ", line 3: the id 9 has a line before"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "is not a text file"),
+    ],
+)
+def test_list_of_something_else_is_named(birds, name, text, named):
+    (birds / name).write_bytes(text)
+    with pytest.raises(ValueError, match=re.escape(f"{birds / name}") + ".*" + re.escape(named)) as caught:
+        images.read(birds)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["image_class_labels.txt", "train_test_split.txt"])
+def test_image_that_images_txt_does_not_know_is_named(birds, name):
+    """Else an images.txt that was cut short would pass for a smaller data set."""
+    edit(birds, name, LISTS[name], LISTS[name] + "12 1\n")
+    with pytest.raises(ValueError, match=re.escape(f"{birds / name} has image 12, which images.txt lacks")):
+        images.read(birds)
+
+
+def test_image_that_is_on_neither_side_is_named(birds):
+    edit(birds, "train_test_split.txt", "5 0", "5 2")
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=r"train_test_split\.txt: image 5 has '2', not 0 or 1"):
+            images.read(birds, split)
+
+
+def test_image_on_disk_that_no_list_names_is_left_out(birds):
+    picture(birds / "images" / "a" / "five.jpg")
+    assert len(images.read(birds, "test")) == 3
 
 
 def test_listed_image_that_is_absent_is_named(birds):
@@ -101,9 +139,10 @@ def test_image_without_a_label_or_a_side_is_named(birds, name, line):
         images.read(birds)
 
 
-def test_unknown_class_is_named(birds):
-    edit(birds, "image_class_labels.txt", "5 7", "5 8")
-    with pytest.raises(ValueError, match=r"image_class_labels\.txt: image 5 has unknown class 8"):
+@pytest.mark.parametrize("label", ["8", "auklet"])
+def test_unknown_class_is_named(birds, label):
+    edit(birds, "image_class_labels.txt", "5 7", f"5 {label}")
+    with pytest.raises(ValueError, match=rf"image_class_labels\.txt: image 5 has unknown class {label}"):
         images.read(birds)
 
 
@@ -211,13 +250,25 @@ def test_any_picture_becomes_rgb(tmp_path, mode):
     assert np.abs(np.asarray(image).astype(int) - 200).max() <= 4
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"GIF89a no"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[: len(data) // 2], lambda data: data[:-30], lambda data: b"", lambda data: b"GIF89a no"],
+    ids=["half", "all but the end", "nothing", "another format"],
+)
 def test_damaged_image_is_named(birds, damage):
     path = birds / "images" / "a" / "two.jpg"
     path.write_bytes(damage(path.read_bytes()))
     samples = images.read(birds)
     with pytest.raises(ValueError, match=re.escape(f"{path} cannot be decoded")):
         images.load(samples, range(3), images.preprocessing(8, crop=False))
+
+
+def test_image_of_absurd_size_is_named(tmp_path, monkeypatch):
+    """PIL refuses it with an exception of its own kind."""
+    path = picture(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20 * 14 // 3)
+    with pytest.raises(ValueError, match=re.escape(f"{path} cannot be decoded")):
+        images.decode(path)
 
 
 def test_batches_keep_the_order_and_the_last_is_uneven(tmp_path):

@@ -1,5 +1,7 @@
 """Training learns, is a function of the seed alone, and touches nothing but the network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -170,6 +172,17 @@ def test_schedule_scales_the_learning_rate_of_every_step(birds, monkeypatch):
 def test_diverging_training_names_the_learning_rate(birds):
     with pytest.raises(FloatingPointError, match=r"1e\+20"):
         train(birds, recipe(learning_rate=1e20))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_image_is_named_in_one_line_whoever_reads_it(birds, tmp_path, workers):
+    """DataLoader puts a worker's whole traceback into the message."""
+    (tmp_path / "cut.jpg").write_bytes(birds.paths[3].read_bytes()[:-500])
+    samples = replace(birds, paths=(*birds.paths[:3], tmp_path / "cut.jpg", *birds.paths[4:]))
+    with pytest.raises(ValueError) as caught:
+        train(samples, RECIPE, workers=workers)
+    assert str(caught.value).startswith(f"{tmp_path / 'cut.jpg'} cannot be decoded")
+    assert "\n" not in str(caught.value)
 
 
 def test_divergence_in_the_very_last_step_shows_in_the_prediction(birds):

@@ -63,7 +63,7 @@ def clean(tmp_path_factory):
     run("git", "init", "-q", cwd=repository)
     (repository / ".dvc").mkdir()
     (repository / ".dvc" / "config").touch()  # as good as `dvc init`, and fast
-    (repository / ".dvcignore").write_text("# not ours\n**/.gitignore\n")
+    (repository / ".dvcignore").write_text("# not x ours\n**/.gitignore\n")
     (repository / "source.txt").write_text("source\n")
     (repository / "dvc.yaml").write_text(PIPELINE)
     dvc("repro", "-q", cwd=repository)

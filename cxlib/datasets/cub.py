@@ -7,6 +7,9 @@ import numpy as np
 from cxlib import runtime
 from cxlib.datasets.samples import Samples
 
+LISTS = ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt")
+"""What a folder in CUB's layout must have, beside the images."""
+
 ATTRIBUTE_PARTS = {
     "has_back_": ("back",),
     "has_bill_": ("beak",),
@@ -32,7 +35,8 @@ MAJORITY = 50.0
 def read(folder: str | Path, split: str = "test") -> Samples:
     """The images of one split (`train` or `test`), in the order of ``images.txt``.
 
-    Labels are positions in ``classes.txt``; a class name loses its number (``001.Black_footed_Albatross``).
+    Labels are positions in ``classes.txt``; a class name loses its number (``001.Black_footed_Albatross``). An image
+    on disk that ``images.txt`` does not list is left out.
 
     Raises:
         ValueError: a list is missing or broken, an image is not on disk, or the split is empty.
@@ -44,12 +48,17 @@ def read(folder: str | Path, split: str = "test") -> Samples:
     images = table(folder / "images.txt")
     labels = table(folder / "image_class_labels.txt")
     training = table(folder / "train_test_split.txt")
+    for what, listed in (("image_class_labels.txt", labels), ("train_test_split.txt", training)):
+        if unknown := next((image for image in listed if image not in images), None):
+            raise ValueError(f"{folder / what} has image {unknown}, which images.txt lacks: complete one of them")
     position = {class_id: index for index, class_id in enumerate(classes)}
     paths, targets = [], []
     for image, name in images.items():
         for what, listed in (("image_class_labels.txt", labels), ("train_test_split.txt", training)):
             if image not in listed:
                 raise ValueError(f"{folder / what} has no line for image {image} ({name}): complete it")
+        if training[image] not in sides.values():
+            raise ValueError(f"{folder / 'train_test_split.txt'}: image {image} has {training[image]!r}, not 0 or 1")
         if training[image] != sides[split]:
             continue
         if labels[image] not in position:
@@ -68,18 +77,28 @@ def table(path: Path) -> dict[str, str]:
     """The lines ``id value`` of one of CUB's lists, in file order.
 
     Raises:
-        ValueError: the file is missing, or a line has no value.
+        ValueError: the file is missing, empty or no text; or a line has no value, or an id that is no number, or twice.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: a folder in CUB-200-2011's layout needs it")
     rows: dict[str, str] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file ({error}): replace it") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         key, _, value = line.strip().partition(" ")
         if not value:
             raise ValueError(f"{path}, line {number}: expected 'id value', found {line!r}")
+        if not key.isdecimal():
+            raise ValueError(f"{path}, line {number}: the id {key!r} is not a number")
+        if key in rows:
+            raise ValueError(f"{path}, line {number}: the id {key} has a line before")
         rows[key] = value
+    if not rows:
+        raise ValueError(f"{path} is empty: copy it again")
     return rows
 
 

@@ -6,6 +6,10 @@ from pathlib import Path
 from cxlib.datasets.samples import Samples
 
 WNID = re.compile(r"n\d{8}")
+#: What registered users download, with the md5 of each archive.
+DEVKIT, VALIDATION = "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_val.tar"
+ARCHIVES = {DEVKIT: "fa75699e90414af021442c21a62c3abf", VALIDATION: "29b22e2961454d5413ddabcf34fc5622"}
+SOURCE = "image-net.org (Download, ILSVRC2012, after registration)"
 SUFFIXES = {".jpeg", ".jpg", ".png"}
 
 
@@ -17,6 +21,11 @@ def root(folder: str | Path) -> Path | None:
     return None
 
 
+def is_unsorted(folder: str | Path) -> bool:
+    """Whether the folder holds ILSVRC2012's archives and no class folders."""
+    return root(folder) is None and any((Path(folder) / name).is_file() for name in ARCHIVES)
+
+
 def read(folder: str | Path) -> Samples:
     """All images below ``folder`` or ``folder/val``, sorted by WordNet id and name, with all 1000 classes.
 
@@ -26,6 +35,11 @@ def read(folder: str | Path) -> Samples:
     Raises:
         ValueError: no class folders, an unknown WordNet id, or no images.
     """
+    if is_unsorted(folder):
+        raise ValueError(
+            f"{folder} holds ILSVRC2012's archives, not yet sorted: run"
+            f" `python stages/fetch.py imagenet --archives {folder} --out {folder}`"
+        )
     # Only here: the table of 1000 ids lives in timm, whose import takes seconds.
     from timm.data.imagenet_info import ImageNetInfo
 

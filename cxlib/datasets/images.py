@@ -22,9 +22,9 @@ def read(folder: str | Path, split: str = "test") -> Samples:
     Raises:
         ValueError: neither layout is found, or the folder is broken.
     """
-    if (Path(folder) / "images.txt").is_file():
+    if any((Path(folder) / name).is_file() for name in cub.LISTS):
         return cub.read(folder, split)
-    if imagenet.root(folder) is not None:
+    if imagenet.root(folder) is not None or imagenet.is_unsorted(folder):
         return imagenet.read(folder)
     raise ValueError(f"{folder} is in neither CUB's layout (images.txt) nor ImageNet's (folders n01440764, …)")
 
@@ -52,7 +52,7 @@ def decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded ({error}): replace it") from error
 
 
