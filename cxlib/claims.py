@@ -128,7 +128,7 @@ def localisation_margins(cells: Mapping[str, Arrays], rng: np.random.Generator) 
     for network, cell in cells.items():
         contrasts = list(cell["contrasts"])
         if missing := {"original", "weighted"} - set(contrasts):
-            raise ValueError(f"{network} was localised without the contrast {min(missing)}, which claim 2 needs")
+            raise ValueError(f"{network} was localised without the contrast {min(missing)!r}, which claim 2 needs")
         side = cell["above"]
         if not side.any():
             raise ValueError(f"{network}: no test image above the threshold of p_2 shows what tells t1 from t2")

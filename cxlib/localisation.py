@@ -56,14 +56,16 @@ def measure(maps: Tensor, regions: Tensor) -> Measured:
     Returns:
         (..., 3) each.
     """
-    maps, inside = maps.double(), regions.double()
     results = []
     for mass in (maps.clamp(min=0), (-maps).clamp(min=0), maps.abs()):
-        silent = mass.amax((-2, -1)) == 0
-        heard = torch.where(silent[..., None, None], 1, mass)
-        peaks = (heard == heard.amax((-2, -1), keepdim=True)).double()
-        shares = ((weight * inside).sum((-2, -1)) / weight.sum((-2, -1)) for weight in (heard, peaks))
-        results.append((*shares, silent))
+        highest = mass.amax((-2, -1), keepdim=True)
+        heard = torch.where(highest > 0, mass, 1)
+        peaks = mass == highest
+        shares = (
+            (weight * regions).sum((-2, -1), dtype=torch.float64) / weight.sum((-2, -1), dtype=torch.float64)
+            for weight in (heard, peaks)
+        )
+        results.append((*shares, (highest == 0).squeeze((-2, -1))))
     return Measured(*(torch.stack(values, -1) for values in zip(*results)))
 
 
