@@ -39,6 +39,8 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     leading = np.argsort(-p, 1, kind="stable")[:, :2]
     p_2 = np.take_along_axis(p, leading, 1)[:, 1]
     samples = images.read(data, "test")
+    if len(samples) != len(p):
+        raise ValueError(f"{report} is of {len(p)} images, but {data} has {len(samples)} test images: fine-tune again")
     known = parts.read(data, options["disc_radius"])
     regions = parts.regions(known, samples, leading.tolist(), image_size, crop)
     area = regions.mean((1, 2))

@@ -525,6 +525,13 @@ def test_a_folder_without_attributes_is_measured_on_the_birds_parts(here, tmp_pa
     assert claim["holds"] is claim["holds_table1"]
 
 
+def test_localisation_refuses_a_report_of_other_images(here, tmp_path):
+    runtime.write_arrays(tmp_path / "report.npz", probabilities=np.full((7, 8), 1 / 8))
+    result = run(here.commands["localise@vgg16_bn_narrow"], report=tmp_path / "report.npz", out=tmp_path / "out.npz")
+    assert_one_line(result, "report.npz is of 7 images", "has 24 test images")
+    assert not (tmp_path / "out.npz").exists()
+
+
 def test_figures_say_when_no_image_has_enough_classes(here, tmp_path):
     succeed(here.commands["maps_3"], threshold=0.99, out=tmp_path / "maps.npz")
     succeed(here.commands["figure_3"], maps=tmp_path / "maps.npz", out=tmp_path / "figure.png")

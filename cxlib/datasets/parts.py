@@ -80,7 +80,7 @@ def regions(
     ordered = [(int(min(pair)), int(max(pair))) for pair in pairs]
     telling = {pair: _telling(parts, *pair) for pair in set(ordered)}
     region = np.empty((len(samples), image_size, image_size), dtype=bool)
-    for index, (path, pair) in enumerate(zip(samples.paths, ordered)):
+    for index, (path, pair) in enumerate(zip(samples.paths, ordered, strict=True)):
         name = path.relative_to(parts.folder / "images")
         if parts.masks:
             numbers = _mask(parts.folder / "parts" / "masks" / name.with_suffix(".png"))
