@@ -189,13 +189,14 @@ def localisation(table: pd.DataFrame, by_p_2: pd.DataFrame, path: Path | str) ->
         panels[1].tick_params(labelleft=False)
         panels[0].set_title(f"{network}: {n_images} images above the threshold of $p_2$", fontsize=9, loc="left")
         for contrast in contrasts:
-            line = bins.loc[network, "gain", "mean", contrast]
+            line = bins.loc[[(network, "gain", "mean", contrast)]]  # a table also where there is one bin
             places, colour = np.arange(len(line)) + 0.3 * offsets[contrast], COLOURS.get(contrast, "black")
             panels[2].vlines(places, line["low"], line["high"], color=colour, linewidth=1.5)
             panels[2].plot(places, line["value"], "o-", color=colour, markersize=4, linewidth=0.8)
         ticks = ["\nto ".join(p_2.split(" to ")) + f"\n({n})" for p_2, n in zip(line["p_2"], line["n_images"])]
         panels[2].axhline(0, color="black", linewidth=0.7)
         panels[2].set_xticks(range(len(ticks)), ticks, fontsize=8)
+        panels[2].set_xlim(-0.5, len(ticks) - 0.5)
         panels[2].set_xlabel("$p_2$ (images)", fontsize=9)
         panels[2].set_ylabel("mass inside minus area,\nmean of explainers", fontsize=9)
     for axis in axes.flat:
