@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 
 from cxlib.statistics import bootstrap, bootstrap_mean, correlation
-from cxlib.tables import Arrays
+from cxlib.tables import Arrays, evidence
 
 #: Sign that makes a weighted-minus-original difference of relative probability good news for the weighted contrast.
 BETTER = {"positive": 1.0, "negative": -1.0}
 FORWARD, OPPOSITE = "weighted_minus_original", "original_minus_weighted"
 AGREEMENT = "p_t_and_accuracy_agreement"
+#: Claim 2's second ground; and what stands in its place, and proves nothing, where the data does not know the parts
+#: that tell two classes apart: how much of the map lies on the bird's parts at all.
+LOCALISATION, ON_THE_BIRD = f"localisation_{FORWARD}", f"on_the_bird_{FORWARD}"
 ALL = "all networks"
 #: A bootstrap over fewer images says nothing; over a single one the interval is a point.
 FEWEST = 10
@@ -116,10 +119,40 @@ def masking_margins(cells: Mapping[str, Arrays], published: pd.DataFrame, rng: n
     return margins
 
 
+def localisation_margins(cells: Mapping[str, Arrays], rng: np.random.Generator) -> list[Margin]:
+    """Claim 2's other ground: more of the weighted map's evidence lies in the parts that tell t1 from t2.
+
+    The margin is that of share - area, paired over images, mean over explainers and targets: `LOCALISATION`, or
+    `ON_THE_BIRD` where the regions are all the parts of the bird. Nothing of it is published.
+
+    Args:
+        cells: for each network the arrays of the localisation stage.
+        rng: draws the bootstrap's resamples.
+
+    Raises:
+        ValueError: a contrast is missing, or no image is above the threshold.
+    """
+    margins = []
+    for network, cell in cells.items():
+        contrasts = list(cell["contrasts"])
+        if missing := {"original", "weighted"} - set(contrasts):
+            raise ValueError(f"{network} was localised without the contrast {min(missing)!r}, which claim 2 needs")
+        side = cell["above"]
+        if not side.any():
+            raise ValueError(f"{network}: no test image above the threshold of p_2 shows what tells t1 from t2")
+        share = evidence(cell["share"][side], cell["evidence_signs"][side])  # (images, explainers, contrasts, targets)
+        difference = share[:, :, contrasts.index("weighted")] - share[:, :, contrasts.index("original")]
+        name = LOCALISATION if cell["discriminative"] else ON_THE_BIRD
+        margins += _margins(2, network, [name], difference.mean((1, 2))[:, None], [float("nan")], rng)
+    return margins
+
+
 def verdicts(margins: Iterable[Margin]) -> dict[str, dict]:
     """Headlines of the claims: for each `holds`, and for each margin its mean, low, high and published value.
 
-    Claim 1's margins are those over all networks.
+    Claim 1's margins are those over all networks. Claim 2 stands on two grounds, Table 1 and localisation: each has its
+    own verdict (`holds_table1`, `holds_localisation`), and the claim needs both. Where the data does not know what
+    tells two classes apart there is no second ground: `ON_THE_BIRD` is reported and not required.
     """
     result: dict[str, dict] = {}
     for margin in margins:
@@ -129,10 +162,17 @@ def verdicts(margins: Iterable[Margin]) -> dict[str, dict]:
         if not np.isnan(margin.published):
             numbers["published"] = margin.published
         claim = result.setdefault(f"claim_{margin.claim}", {"holds": True})
-        claim["holds"] &= bool(margin.low > 0) and margin.n_images >= FEWEST
         network = claim if margin.claim == 1 else claim.setdefault(margin.network, {})
         network[margin.margin] = numbers
-        network["n_images"] = margin.n_images
+        localised = margin.margin in (LOCALISATION, ON_THE_BIRD)
+        (numbers if localised else network)["n_images"] = margin.n_images
+        if margin.margin == ON_THE_BIRD:
+            continue
+        holds = bool(margin.low > 0) and margin.n_images >= FEWEST
+        claim["holds"] &= holds
+        if margin.claim == 2:
+            ground = "holds_localisation" if localised else "holds_table1"
+            claim[ground] = claim.get(ground, True) and holds
     return result
 
 

@@ -1,13 +1,14 @@
 """The figures: functions from tables and maps to PNG files, byte-identical for the same input."""
 
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from cxlib.datasets.cub import discriminative_parts, table
@@ -25,6 +26,7 @@ LABELS = {
     "accuracy": "change of accuracy",
     "p_t": "change of $p_t$",
     "y_t": "change of $y_t$",
+    "gradient": "Gradient",
     "gradcam": "GradCAM",
     "linear_approximation": "Linear approximation",
     "xgradcam": "XGradCAM",
@@ -219,6 +221,76 @@ def figure_6(norms: pd.DataFrame, fit: Mapping[str, float], r2: float, path: Pat
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     _save(figure, path)
+
+
+def localisation(table: pd.DataFrame, by_p_2: pd.DataFrame, path: Path | str) -> None:
+    """Localisation: a row of panels a network; gain and pointing game of every explainer and contrast, and gain by p_2.
+
+    Filled dots are the evidence with its interval, hollow ones the same with the targets exchanged; the dashed line is
+    the centred Gaussian, the solid one what a uniform map has.
+
+    Args:
+        table: as `tables.localisation` gives it.
+        by_p_2: as `tables.localisation_by_p_2` gives it.
+        path: PNG to write.
+    """
+    networks = list(dict.fromkeys(table["network"]))
+    if not networks:
+        figure = Figure(figsize=(8, 1))
+        figure.text(0.5, 0.5, "No test image has two dominant classes and a part to tell them apart.", ha="center")
+        return _save(figure, path)
+    shown = table[(table["target"] == "mean") & table["mass"].isin(["evidence", "exchanged"])]
+    explainers, contrasts = (list(dict.fromkeys(shown[axis])) for axis in ("explainer", "contrast"))
+    numbers = ["value", "low", "high"]
+    rows = shown.set_index(["network", "quantity", "mass", "explainer", "contrast"])[numbers].sort_index()
+    bins = by_p_2.set_index(["network", "quantity", "explainer", "contrast"]).sort_index()
+    offsets = dict(zip(contrasts, np.linspace(-0.3, 0.3, len(contrasts))))
+    figure = Figure(figsize=(11, 0.5 + 0.55 * (len(explainers) + 2) * len(networks)), layout="constrained")
+    axes = figure.subplots(len(networks), 3, squeeze=False, width_ratios=(1, 1, 0.8))
+    for network, panels in zip(networks, axes):
+        own = table[table["network"] == network]
+        area, n_images, truth = own[["area", "n_images", "truth"]].iloc[0]
+        parts = "the parts that tell $t_1$ from $t_2$" if truth == "discriminative parts" else truth
+        for axis, quantity, uniform, title in (
+            (panels[0], "gain", 0, f"mass inside {parts},\nminus share of area"),
+            (panels[1], "hit", area, f"pointing game: peak inside\n{parts}"),
+        ):
+            for (y, explainer), contrast in product(enumerate(explainers), contrasts):
+                place, colour = y + offsets[contrast], COLOURS.get(contrast, "black")
+                value, low, high = rows.loc[network, quantity, "evidence", explainer, contrast]
+                axis.plot([low, high], [place, place], color=colour, linewidth=1.5)
+                axis.plot(value, place, "o", color=colour, markersize=5)
+                exchanged = rows.loc[network, quantity, "exchanged", explainer, contrast]["value"]
+                axis.plot(exchanged, place, "o", color=colour, markersize=4, markerfacecolor="white", zorder=1.5)
+            gaussian = own[(own["explainer"] == "gaussian") & (own["quantity"] == quantity)]["value"].item()
+            axis.axvline(uniform, color="black", linewidth=0.7)
+            axis.axvline(gaussian, color="black", linewidth=0.9, linestyle="--")
+            axis.axhspan(len(explainers) - 1.5, len(explainers) - 0.5, color="black", alpha=0.05, linewidth=0)
+            axis.set_ylim(len(explainers) - 0.5, -0.5)
+            axis.set_yticks(range(len(explainers)), [LABELS.get(name, "mean of all") for name in explainers])
+            axis.set_xlabel(title, fontsize=9)
+        panels[1].tick_params(labelleft=False)
+        panels[0].set_title(f"{network}: {n_images} images above the threshold of $p_2$", fontsize=9, loc="left")
+        for contrast in contrasts:
+            line = bins.loc[[(network, "gain", "mean", contrast)]]  # a table also where there is one bin
+            places, colour = np.arange(len(line)) + 0.3 * offsets[contrast], COLOURS.get(contrast, "black")
+            panels[2].vlines(places, line["low"], line["high"], color=colour, linewidth=1.5)
+            panels[2].plot(places, line["value"], "o-", color=colour, markersize=4, linewidth=0.8)
+        ticks = ["\nto ".join(p_2.split(" to ")) + f"\n({n})" for p_2, n in zip(line["p_2"], line["n_images"])]
+        panels[2].axhline(0, color="black", linewidth=0.7)
+        panels[2].set_xticks(range(len(ticks)), ticks, fontsize=8)
+        panels[2].set_xlim(-0.5, len(ticks) - 0.5)
+        panels[2].set_xlabel("$p_2$ (images)", fontsize=9)
+        panels[2].set_ylabel("mass inside minus area,\nmean of explainers", fontsize=9)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    marks = [Line2D([], [], color=COLOURS.get(c, "black"), label=c, marker="o", linestyle="") for c in contrasts]
+    hollow = Line2D([], [], color="grey", label="targets exchanged", marker="o", linestyle="", markerfacecolor="white")
+    marks.append(hollow)
+    marks.append(Line2D([], [], color="black", linestyle="--", label="centred Gaussian"))
+    marks.append(Line2D([], [], color="black", linewidth=0.7, label="uniform map"))
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=9)
+    return _save(figure, path)
 
 
 def contact_sheet(folder: Path | str, path: Path | str) -> None:

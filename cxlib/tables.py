@@ -1,7 +1,7 @@
 """From values of single images to the review's tables: long data frames, one row a number."""
 
-from collections.abc import Iterator, Mapping
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,9 @@ from cxlib.statistics import bootstrap_mean, correlation
 
 #: What a stage saved of one network: named arrays.
 Arrays = Mapping[str, np.ndarray]
+
+#: Of localisation: what is measured, and the masses that the truth chooses.
+QUANTITIES, MASSES = ("share", "gain", "hit"), ("evidence", "exchanged")
 
 
 def perturbation(cells: Mapping[str, Arrays]) -> pd.DataFrame:
@@ -154,6 +157,97 @@ def with_published(table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame
     keys = ["explainer", "target", "baseline", "kept_features", "contrast"]
     printed = published.rename(columns={"relative_probability": "published"})
     return table.merge(printed[[*keys, "published"]], on=keys, how="left")
+
+
+def evidence(values: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Of localisation's values, those of the mass that the truth wants in the region.
+
+    Args:
+        values: (B, explainers, contrasts, targets, signs).
+        signs: (B, explainers, targets), indices into the last axis.
+
+    Returns:
+        (B, explainers, contrasts, targets).
+    """
+    return np.take_along_axis(values, signs[:, :, None, :, None], -1)[..., 0]
+
+
+def localisation(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """Localisation above the threshold of p_2, with 95 % bootstrap intervals over images.
+
+    One row for each (network, explainer, contrast, target, mass, quantity). Explainers and targets have a row `mean`
+    beside their own; masses are the map's positive, negative and absolute one, the `evidence` (what the truth wants in
+    the region) and the same with the targets `exchanged`; quantities are `share`, `gain` (share - area) and `hit`.
+    The explainer `gaussian` is the centred control.
+    """
+    rows = []
+    for network, cell in cells.items():
+        side = cell["above"]
+        if not side.any():
+            continue
+        values, silent = _localised(cell)  # (B, quantities, explainers, contrasts, targets, masses)
+        values, silent = values[side], silent[side].mean(0)
+        same = (float(cell["area"][side].mean()), int(side.sum()), _truth(cell))
+        names = [[*map(str, cell[axis]), "mean"] for axis in ("explainers", "targets")]
+        axes = [QUANTITIES, names[0], cell["contrasts"].tolist(), names[1], [*cell["signs"].tolist(), *MASSES]]
+        interval = bootstrap_mean(values, rng)
+        for index in np.ndindex(values.shape[1:]):
+            quantity, *setting = (axis[i] for axis, i in zip(axes, index))
+            rows.append((network, *setting, quantity, *(bound[index] for bound in interval), silent[index[1:]], *same))
+        share, hit = (cell[f"gaussian_{quantity}"][side] for quantity in ("share", "hit"))
+        interval = bootstrap_mean(np.stack([share, share - cell["area"][side], hit], 1), rng)
+        for quantity, *bounds in zip(QUANTITIES, *interval):
+            rows.append((network, "gaussian", "none", "none", "positive", quantity, *bounds, 0.0, *same))
+    columns = ["network", "explainer", "contrast", "target", "mass", "quantity", "value", "low", "high", "silent"]
+    return pd.DataFrame(rows, columns=[*columns, "area", "n_images", "truth"])
+
+
+def localisation_by_p_2(cells: Mapping[str, Arrays], edges: Sequence[float], rng: np.random.Generator) -> pd.DataFrame:
+    """How localisation goes as the second class vanishes: the evidence, mean over targets, in bins of p_2.
+
+    Args:
+        cells: for each network the arrays of the localisation stage.
+        edges: bins' edges, falling; above the first and below the last there is one more bin each.
+        rng: draws the bootstrap's resamples.
+    """
+    bounds = [np.inf, *edges, -np.inf]
+    if bounds != sorted(bounds, reverse=True):
+        raise ValueError(f"the edges of the bins of p_2 must fall: {list(edges)}")
+    names = [f"> {edges[0]:g}", *(f"{low:g} to {high:g}" for high, low in pairwise(edges)), f"< {edges[-1]:g}"]
+    rows = []
+    for network, cell in cells.items():
+        values = _localised(cell)[0][..., -1, -2]  # the mean over targets, the evidence
+        axes = [QUANTITIES, [*map(str, cell["explainers"]), "mean"], cell["contrasts"].tolist()]
+        for name, (high, low) in zip(names, pairwise(bounds)):
+            inside = (cell["p_2"] > low) & (cell["p_2"] <= high)
+            if not inside.any():
+                continue
+            interval = bootstrap_mean(values[inside], rng)
+            for index in np.ndindex(values.shape[1:]):
+                quantity, explainer, contrast = (axis[i] for axis, i in zip(axes, index))
+                numbers = (bound[index] for bound in interval)
+                rows.append((network, name, explainer, contrast, quantity, *numbers, int(inside.sum())))
+    columns = ["network", "p_2", "explainer", "contrast", "quantity", "value", "low", "high", "n_images"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _localised(cell: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Values (B, quantities, explainers, contrasts, targets, masses) and silence without quantities; means last."""
+    area = cell["area"][:, None, None, None, None]
+    silent = cell["silent"].astype(float)
+    results = []
+    for values in (cell["share"], cell["share"] - area, cell["hit"], silent):
+        wanted, exchanged = (evidence(v, cell["evidence_signs"])[..., None] for v in (values, values[..., ::-1, :]))
+        values = np.concatenate([values, wanted, exchanged], -1)
+        for axis in (1, 3):
+            values = np.concatenate([values, values.mean(axis, keepdims=True)], axis)
+        results.append(values)
+    return np.stack(results[:-1], 1), results[-1]
+
+
+def _truth(cell: Arrays) -> str:
+    """What the regions are made of."""
+    return "discriminative parts" if cell["discriminative"] else "the bird's parts"
 
 
 def _indexed(*axes: np.ndarray) -> Iterator[tuple[tuple[int, ...], tuple]]:

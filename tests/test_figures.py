@@ -86,3 +86,46 @@ def test_figure_6_draws_the_points_and_the_fitted_curve(drawn):
     x, y = axis.lines[0].get_data()
     np.testing.assert_allclose(y, 2 + 0.5 * x - 0.1 * x**2)
     assert (x.min(), x.max()) == (table["logit"].min(), table["logit"].max())
+
+
+def test_every_dot_of_localisation_is_its_value_with_its_interval_and_controls(drawn):
+    rng = np.random.default_rng(3)
+    explainers, quantities = ("gradient", "gradcam", "mean"), ("share", "gain", "hit")
+    same = {"silent": 0.0, "area": 0.07, "n_images": 12, "truth": "discriminative parts"}
+
+    def row(**labels):
+        low, value, high = np.sort(rng.normal(size=3))
+        return {"network": "vgg16_bn", **labels, "value": value, "low": low, "high": high, **same}
+
+    axes = product(explainers, CONTRASTS, ("t1", "mean"), ("positive", "evidence", "exchanged"), quantities)
+    names = ("explainer", "contrast", "target", "mass", "quantity")
+    table = pd.DataFrame([row(**dict(zip(names, labels))) for labels in axes])
+    control = [row(**dict(zip(names, ("gaussian", "none", "none", "positive", q)))) for q in quantities]
+    table = pd.concat([table, pd.DataFrame(control)])
+    names = ("p_2", "explainer", "contrast", "quantity")
+    bins = product(("> 0.1", "0.01 to 0.1", "< 0.01"), explainers, CONTRASTS, quantities)
+    by_p_2 = pd.DataFrame([row(**dict(zip(names, labels))) for labels in bins])
+    figures.localisation(table, by_p_2, "unused.png")
+    values = table.set_index(["explainer", "contrast", "target", "mass", "quantity"])
+    for axis, quantity, uniform in zip(drawn[0].axes, ("gain", "hit"), (0, 0.07)):
+        lines = [tuple(map(tuple, line.get_data())) for line in axis.lines]
+        colours = [to_rgba(line.get_color()) for line in axis.lines]
+        for (y, explainer), (c, contrast) in product(enumerate(explainers), enumerate(CONTRASTS)):
+            value, low, high = values.loc[explainer, contrast, "mean", "evidence", quantity][["value", "low", "high"]]
+            exchanged = values.loc[explainer, contrast, "mean", "exchanged", quantity]["value"]
+            place = y - 0.3 + 0.2 * c
+            for x, width in ((value, 1), (exchanged, 1), ((low, high), 2)):
+                (found,) = (
+                    i
+                    for i, (xs, ys) in enumerate(lines)
+                    if len(xs) == width and np.allclose(xs, x) and np.allclose(ys, place)
+                )
+                assert colours[found] == to_rgba(figures.COLOURS[contrast])
+        vertical = {xs[0] for xs, ys in lines if ys == (0, 1)}
+        assert vertical == {uniform, values.loc["gaussian", "none", "none", "positive", quantity]["value"]}
+    labels = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
+    assert labels == ["Gradient", "GradCAM", "mean of all"]
+    series = by_p_2.set_index(["explainer", "contrast", "quantity"]).loc["mean"]
+    curves = [line.get_ydata() for line in drawn[0].axes[2].lines if len(line.get_ydata()) == 3]
+    for contrast, curve in zip(CONTRASTS, curves, strict=True):
+        np.testing.assert_array_equal(curve, series.loc[contrast, "gain"]["value"])

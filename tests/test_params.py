@@ -129,6 +129,8 @@ def test_paper_profile_is_the_published_setting():
         "masking.threshold": 0.1,
         "masking.max_images": 0,
         "masking.max_images_below": 0,
+        "localisation.max_images": 0,
+        "localisation.max_images_below": 0,
         "figure_3.network": "vgg16_bn",
         "figure_4.network": "vgg16_bn",
     } | SETTINGS
@@ -142,6 +144,8 @@ def test_paper_profile_is_the_published_setting():
     assert set(paper["masking"]["explainers"]) == {"gradcam", "linear_approximation", "xgradcam"}
     assert set(paper["masking"]["baselines"]) == {"gaussian_blur", "zeros", "channel_mean"}
     assert "published" in paper["masking"]["rules"]
+    assert set(paper["localisation"]["explainers"]) == {*paper["masking"]["explainers"], "gradient"}
+    assert set(paper["localisation"]["contrasts"]) >= {"original", "mean", "max", "weighted"}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +175,13 @@ def test_every_profile_resolves(profile):
         assert "  " not in stage.cmd
         assert "None" not in stage.cmd
         arguments(stage.cmd)
-    for group, key in (("networks", "perturb"), ("perturb", "perturb"), ("finetune", "finetune"), ("mask", "finetune")):
+    for group, key in (
+        ("networks", "perturb"),
+        ("perturb", "perturb"),
+        ("finetune", "finetune"),
+        ("mask", "finetune"),
+        ("localise", "finetune"),
+    ):
         cells = [stage for stage in stages if stage.startswith(f"{group}@")]
         assert cells == [f"{group}@{network}" for network in params[key]["networks"]], name
     assert nx.is_directed_acyclic_graph(repo.index.graph)
@@ -205,7 +215,16 @@ def test_figures_show_networks_that_the_profile_trains(profile):
     assert params["gradient_norms"]["network"] in params["perturb"]["networks"]
     for figure in ("figure_3", "figure_4"):
         assert params[figure]["network"] in params["finetune"]["networks"]
-    own = ("data/networks", "data/finetuned", "data/perturbation", "data/masking", "data/maps", "plots", "metrics")
+    own = (
+        "data/networks",
+        "data/finetuned",
+        "data/perturbation",
+        "data/masking",
+        "data/localisation",
+        "data/maps",
+        "plots",
+        "metrics",
+    )
     for stage in repo.index.stages:
         for dep in stage.deps:
             if dep.def_path.startswith(own):
@@ -287,7 +306,8 @@ def test_graph_lets_explainers_reach_only_the_masks(mini):
     assert groups(behind) == {"mask", "tables", "claims"}
 
 
-EXPLAINED = {"accuracy", "mask", "tables", "maps_3", "maps_4", "figure_3", "figure_4", "claims"}
+LOCALISED = {"localise", "localisation", "figure_localisation"}
+EXPLAINED = {"accuracy", "mask", "tables", "maps_3", "maps_4", "figure_3", "figure_4", "claims", *LOCALISED}
 
 
 # Interpolated parameters change a command line: the same question, answered by resolving twice.
@@ -296,6 +316,7 @@ EXPLAINED = {"accuracy", "mask", "tables", "maps_3", "maps_4", "figure_3", "figu
     [
         ("masking.threshold=0.2", EXPLAINED),
         ("figure_3.max_images=5", {"maps_3", "figure_3"}),
+        ("localisation.disc_radius=0.2", {*LOCALISED, "claims"}),
         ("gradient_norms.max_images=5", {"gradient_norms", "figure_6"}),
         ("perturb.max_images=5", {"perturb", "perturbation", "figure_1_2", "claims"}),
         ("finetune.epochs=3", {"finetune", *EXPLAINED}),
@@ -316,7 +337,9 @@ def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
     assert all(after[name] == before[name] for name in after.keys() & before.keys())
 
 
-@pytest.mark.parametrize("file", ["cxlib/figures.py", "cxlib/tables.py", "cxlib/claims.py", "cxlib/masking.py"])
+@pytest.mark.parametrize(
+    "file", ["cxlib/figures.py", "cxlib/tables.py", "cxlib/claims.py", "cxlib/masking.py", "cxlib/localisation.py"]
+)
 def test_editing_figures_tables_or_verdicts_trains_nothing(mini, file):
     behind = groups(stages_behind(mini, lambda stage: file in {dep.def_path for dep in stage.deps}))
     trained = {stage.name for stage in mini.index.stages if "stages/finetune.py" in stage.cmd}

@@ -51,6 +51,27 @@ ZEROS = {
     "n_iterations": [1, 10],
     "contrast": ["max", "mean"],
 }
+LOCALISATION = {
+    "network": ["resnet18", "vgg16"],
+    "explainer": ["gradcam", "xgradcam"],
+    "contrast": ["original", "weighted"],
+    "target": ["mean"],
+    "mass": ["evidence"],
+    "quantity": ["gain", "hit"],
+    "low": [0.1],
+    "high": [0.6],
+    "n_images": [100],
+}
+BY_P_2 = {
+    "network": ["vgg16"],
+    "p_2": ["> 0.1", "0.01 to 0.1", "< 0.01"],
+    "explainer": ["mean"],
+    "contrast": ["original", "max", "weighted"],
+    "quantity": ["gain", "hit"],
+    "low": [0.1],
+    "high": [0.6],
+    "n_images": [100],
+}
 # For each table: the values of its columns (every combination is a row), the column of numbers, x, y and the template.
 TABLES = {
     "plots/perturbation.csv": (PERTURBATION, "change", "network", "change", "grouped_bar"),
@@ -58,8 +79,10 @@ TABLES = {
     "plots/claims.csv": (CLAIMS, "mean", "mean", "margin", "margins"),
     "plots/training.csv": (TRAINING, "test_accuracy", "epoch", "test_accuracy", "lines"),
     "plots/zero_gradients.csv": (ZEROS, "zero_share", "n_iterations", "zero_share", "lines"),
+    "plots/localisation.csv": (LOCALISATION, "value", "explainer", "value", "localisation"),
+    "plots/localisation_by_p_2.csv": (BY_P_2, "value", "p_2", "value", "localisation"),
 }
-MARKS = {"lines": "point"}
+MARKS = {"lines": "point", "localisation": "point"}
 
 
 def run(*command: str, cwd: Path) -> str:

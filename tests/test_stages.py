@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import networkx as nx
@@ -22,7 +23,7 @@ from test_params import ROOT, arguments, command, composed, resolved
 from torchvision import transforms
 
 from cxlib import networks, runtime
-from cxlib.datasets import images
+from cxlib.datasets import images, parts
 
 MINIATURE = (
     "synthbirds.species_per_family=2",
@@ -47,6 +48,8 @@ MINIATURE = (
     "masking.max_images=0",
     "masking.max_images_below=5",
     "masking.batch_size=8",
+    "localisation.max_images_below=5",
+    "localisation.batch_size=8",
     "device=cpu",
     "threads=1",
 )
@@ -128,7 +131,9 @@ def test_every_output_of_every_stage_is_there(pipeline):
     assert missing == []
     promised = [
         "plots/perturbation.csv", "plots/table1.csv", "plots/under_threshold.csv",
+        "plots/localisation.csv", "plots/localisation_by_p_2.csv", "metrics/localisation.json",
         "metrics/finetune.json", "metrics/perturbation.json", "metrics/table1.json", "metrics/claims.json",
+        "plots/localisation.png",
         "plots/figure_1_2.png", "plots/figure_3.png", "plots/figure_4.png", "plots/figure_6.png",
     ]  # fmt: skip
     assert {out.def_path for out in pipeline.outs} >= set(promised)
@@ -171,7 +176,7 @@ def test_metrics_are_few_finite_numbers_without_lists(pipeline):
 
 def test_figures_are_pictures(pipeline):
     pictures = sorted((pipeline.folder / "plots").glob("*.png"))
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     for path in pictures:
         with Image.open(path) as picture:
             assert min(picture.size) > 100
@@ -196,6 +201,64 @@ def test_masking_tables_have_the_contracts_columns_and_both_sides(pipeline):
         assert len(rows) == 3 * 2 * (1 + 3 * 2 * 2 * 2)
         assert {row["n_images"] for row in rows} == {str(n_images)}
         assert all(float(row["low"]) <= float(row["relative_probability"]) <= float(row["high"]) for row in rows)
+
+
+def test_localisation_tables_have_every_setting_on_both_sides(pipeline):
+    cell = np.load(pipeline.folder / "data" / "localisation" / "vgg16_bn_narrow.npz")
+    n_above = int(cell["above"].sum())
+    assert 0 < n_above <= pipeline.n_above and len(cell["above"]) <= n_above + 5
+    assert (cell["area"] > 0).all() and (cell["leading"][:, 0] != cell["leading"][:, 1]).all()
+    rows = read(pipeline.folder / "plots" / "localisation.csv")
+    assert len(rows) == 5 * 4 * 3 * 5 * 3 + 3
+    assert {row["n_images"] for row in rows} == {str(n_above)}
+    assert {row["truth"] for row in rows} == {"discriminative parts"}
+    assert all(float(row["low"]) <= float(row["value"]) + 1e-6 <= float(row["high"]) + 2e-6 for row in rows)
+    bins = read(pipeline.folder / "plots" / "localisation_by_p_2.csv")
+    counts = {row["p_2"]: int(row["n_images"]) for row in bins}
+    assert sum(counts.values()) == len(cell["above"])
+    assert counts["> 0.1"] == (cell["p_2"] > 0.1).sum()
+
+
+def test_the_gaussian_control_is_measured_on_the_regions_of_the_folder(pipeline):
+    """The truth of every image once more, from the folder's files and the report."""
+    cell = np.load(pipeline.folder / "data" / "localisation" / "vgg16_bn_narrow.npz")
+    folder = pipeline.folder / "data" / "synthbirds"
+    samples, known = images.read(folder), parts.read(folder, 0.1)
+    report = np.load(pipeline.folder / "data" / "finetuned" / "reports" / "vgg16_bn_narrow.npz")["probabilities"]
+    line = [np.exp(-((((i + 0.5) / 32 - 0.5) / 0.25) ** 2) / 2) for i in range(32)]
+    control = np.outer(line, line)
+    for i, index in enumerate(cell["images"]):
+        pair = sorted(range(8), key=lambda k: -report[index, k])[:2]
+        assert cell["leading"][i].tolist() == pair
+        assert cell["p_2"][i] == report[index, pair[1]]
+        assert cell["labels"][i] == samples.labels[index]
+        region = parts.regions(known, replace(samples, paths=samples.paths[index : index + 1]), [pair], 32, False)[0]
+        assert cell["area"][i] == region.mean()
+        assert cell["gaussian_share"][i] == pytest.approx(control[region].sum() / control.sum())
+        assert cell["gaussian_hit"][i] == region[15:17, 15:17].mean()
+
+
+def test_localisation_headlines_are_means_of_single_images(pipeline):
+    metrics = json.loads((pipeline.folder / "metrics" / "localisation.json").read_text())
+    cell = np.load(pipeline.folder / "data" / "localisation" / "vgg16_bn_narrow.npz")
+    above = np.flatnonzero(cell["above"])
+    for c, contrast in enumerate(cell["contrasts"]):
+        gains = {}
+        for e, explainer in enumerate(cell["explainers"]):
+            values = {"gain": [], "hit": [], "exchanged": []}
+            for i in above:
+                for t in range(2):
+                    sign = 2 if explainer == "gradient" else int(cell["labels"][i] == cell["leading"][i, 1]) ^ t
+                    values["gain"].append(cell["share"][i, e, c, t, sign] - cell["area"][i])
+                    values["exchanged"].append(cell["share"][i, e, c, 1 - t, sign] - cell["area"][i])
+                    values["hit"].append(cell["hit"][i, e, c, t, sign])
+            gains[explainer] = {name: np.mean(list_) for name, list_ in values.items()}
+            assert metrics[contrast][f"gain_{explainer}"] == pytest.approx(gains[explainer]["gain"], rel=1e-5, abs=1e-9)
+        for name, key in (("gain", "gain_mean"), ("exchanged", "gain_exchanged"), ("hit", "hit")):
+            expected = np.mean([gain[name] for gain in gains.values()])
+            assert metrics[contrast][key] == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert metrics["area"] == pytest.approx(cell["area"][above].mean(), rel=1e-5)
+    assert metrics["discriminative"] is True
 
 
 def test_metrics_tell_what_the_reports_hold(pipeline):
@@ -230,7 +293,8 @@ def test_maps_show_images_above_the_threshold(pipeline):
     [
         "synthbirds", "contact_sheet", "finetune@vgg16_bn_narrow", "perturb@squeezenet1_1", "mask@vgg16_bn_narrow",
         "maps_3", "figure_3", "maps_4", "figure_4", "accuracy", "figure_1_2",
-        "gradient_norms", "figure_6", "tables", "claims", "perturbation",
+        "gradient_norms", "figure_6", "tables", "claims", "perturbation", "localise@vgg16_bn_narrow", "localisation",
+        "figure_localisation",
     ],
 )  # fmt: skip
 def test_stage_writes_the_same_bytes_again(here, name):
@@ -431,6 +495,47 @@ def test_claims_without_an_image_above_the_threshold_say_so(here, tmp_path):
     assert not any(path.exists() for path in outs.values())
 
 
+def test_localisation_without_an_image_above_the_threshold_has_empty_tables(here, tmp_path):
+    cell = tmp_path / "cells" / "vgg16_bn_narrow.npz"
+    succeed(here.commands["localise@vgg16_bn_narrow"], threshold=0.99, max_images_below=3, out=cell)
+    paths = {name: tmp_path / name for name in ("table", "p_2_table", "metrics")}
+    succeed(here.commands["localisation"], folder=tmp_path / "cells", **paths)
+    assert len(read(paths["table"])) == 0
+    assert json.loads(paths["metrics"].read_text())["n_images_below"] == 3
+    drawn = {"table": paths["table"], "p_2_table": paths["p_2_table"], "out": tmp_path / "figure.png"}
+    succeed(here.commands["figure_localisation"], **drawn)
+    outs = {name: tmp_path / f"claims_{name}" for name in ("metrics", "table")}
+    result = run(here.commands["claims"], localisation_folder=tmp_path / "cells", **outs)
+    assert_one_line(result, "vgg16_bn_narrow", "no test image above the threshold")
+
+
+def test_a_folder_without_attributes_is_measured_on_the_birds_parts(here, tmp_path):
+    """Nothing then says what tells two classes apart: reported under another name, and not required of claim 2."""
+    folder = tmp_path / "birds"
+    shutil.copytree("data/synthbirds", folder)
+    shutil.rmtree(folder / "attributes")
+    shutil.rmtree(folder / "parts" / "masks")
+    cells = tmp_path / "cells"
+    succeed(here.commands["localise@vgg16_bn_narrow"], data=folder, out=cells / "vgg16_bn_narrow.npz")
+    paths = {name: tmp_path / name for name in ("table", "p_2_table", "metrics")}
+    succeed(here.commands["localisation"], folder=cells, **paths)
+    assert {row["truth"] for row in read(paths["table"])} == {"the bird's parts"}
+    assert json.loads(paths["metrics"].read_text())["discriminative"] is False
+    outs = {"metrics": tmp_path / "claims.json", "table": tmp_path / "claims.csv"}
+    succeed(here.commands["claims"], localisation_folder=cells, **outs)
+    claim = json.loads(outs["metrics"].read_text())["claim_2"]
+    assert "on_the_bird_weighted_minus_original" in claim["vgg16_bn_narrow"]
+    assert "holds_localisation" not in claim
+    assert claim["holds"] is claim["holds_table1"]
+
+
+def test_localisation_refuses_a_report_of_other_images(here, tmp_path):
+    runtime.write_arrays(tmp_path / "report.npz", probabilities=np.full((7, 8), 1 / 8))
+    result = run(here.commands["localise@vgg16_bn_narrow"], report=tmp_path / "report.npz", out=tmp_path / "out.npz")
+    assert_one_line(result, "report.npz is of 7 images", "has 24 test images")
+    assert not (tmp_path / "out.npz").exists()
+
+
 def test_figures_say_when_no_image_has_enough_classes(here, tmp_path):
     succeed(here.commands["maps_3"], threshold=0.99, out=tmp_path / "maps.npz")
     succeed(here.commands["figure_3"], maps=tmp_path / "maps.npz", out=tmp_path / "figure.png")
@@ -529,6 +634,16 @@ BAD = {
         ({"report": "data/reference/table1.csv"}, ["data/reference/table1.csv", "damaged"]),
         ({"report": "data/masking/vgg16_bn_narrow.npz"}, ["vgg16_bn_narrow.npz", "'probabilities'"]),
     ],
+    "localise@vgg16_bn_narrow": [
+        ({"data": "data/reference"}, ["data/reference"]),
+        ({"layer": "features.99"}, ["'features.99'", "features.9"]),
+        ({"explainers": "gradcam,nonsense"}, ["nonsense", "xgradcam"]),
+        ({"contrasts": "original,nonsense"}, ["'nonsense'", "weighted"]),
+        ({"disc_radius": 0}, ["radius", "0"]),
+        ({"report": "data/none.npz"}, ["data/none.npz"]),
+    ],
+    "localisation": [({"folder": "data/none"}, ["data/none"]), ({"p_2_edges": "0.01,0.1"}, ["[0.01, 0.1]"])],
+    "figure_localisation": [({"table": "plots/none.csv"}, ["plots/none.csv"])],
     "maps_3": [({"contrasts": "nonsense"}, ["nonsense"]), ({"explainers": "nonsense"}, ["nonsense"])],
     "gradient_norms": [({"network": "data/none.pt"}, ["data/none.pt"])],
     "perturbation": [({"networks": "squeezenet1_1,mobilenet_v3_small,alexnet"}, ["alexnet.npz"])],

@@ -61,6 +61,35 @@ def masking_cell(seed=0, n_above=30, n_below=12, shift=0.0):
     }
 
 
+def localisation_cell(seed=0, n_above=30, n_below=12, shift=0.0, discriminative=True):
+    """A localised network as its stage saves it; `shift` favours the weighted contrast's evidence."""
+    rng = np.random.default_rng(seed)
+    n_images = n_above + n_below
+    share = rng.uniform(0.2, 0.6, (n_images, 3, 4, 2, 3))
+    share[:, :, 3] = share[:, :, 0] + rng.normal(0, 0.01, share[:, :, 0].shape)
+    signs = rng.integers(0, 2, (n_images, 1, 1)) ^ np.arange(2)
+    signs = np.repeat(signs, 3, 1)
+    at = np.ix_(range(n_images), range(3), range(2))
+    share[at[0], at[1], 3, at[2], signs] += shift
+    return {
+        "share": share,
+        "hit": rng.integers(0, 2, share.shape).astype(float),
+        "silent": rng.random(share.shape) < 0.1,
+        "gaussian_share": rng.random(n_images),
+        "gaussian_hit": rng.random(n_images),
+        "area": rng.uniform(0.1, 0.2, n_images),
+        "p_2": np.where(np.arange(n_images) < n_above, 0.3, 10.0 ** -(2 + np.arange(n_images) % 3)),
+        "above": np.arange(n_images) < n_above,
+        "evidence_signs": signs,
+        "discriminative": np.array(discriminative),
+        "explainers": np.array(EXPLAINERS),
+        "contrasts": np.array(("original", "mean", "max", "weighted")),
+        "targets": np.array(TARGETS),
+        "signs": np.array(("positive", "negative", "absolute")),
+        "images": np.arange(n_images),
+    }
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
@@ -124,6 +153,66 @@ def test_masking_table_holds_the_means_of_one_side(rng, above):
         assert value == pytest.approx(mean(float(cell["unmasked"][image, t]) for image in images))
     assert (table["low"] < table["relative_probability"]).all()
     assert (table["relative_probability"] < table["high"]).all()
+
+
+def test_localisation_table_holds_the_means_of_one_side(rng):
+    cell = localisation_cell()
+    table = tables.localisation({"vgg16_bn": cell}, rng)
+    rows = table.set_index(["explainer", "contrast", "target", "mass", "quantity"])
+    assert rows.index.is_unique
+    assert len(table) == 4 * 4 * 3 * 5 * 3 + 3
+    assert set(table["n_images"]) == {30}
+    contrasts, masses = list(cell["contrasts"]), ("positive", "negative", "absolute", "evidence", "exchanged")
+    for (e, explainer), (c, contrast), (t, target), (m, mass) in itertools.product(
+        enumerate((*EXPLAINERS, "mean")), enumerate(contrasts), enumerate((*TARGETS, "mean")), enumerate(masses)
+    ):
+        values = defaultdict(list)
+        for i, k, s in itertools.product(range(30), range(3) if e == 3 else [e], range(2) if t == 2 else [t]):
+            sign = m if m < 3 else cell["evidence_signs"][i, k, s]
+            of = 1 - s if mass == "exchanged" else s
+            values["share"].append(float(cell["share"][i, k, c, of, sign]))
+            values["gain"].append(float(cell["share"][i, k, c, of, sign] - cell["area"][i]))
+            values["hit"].append(float(cell["hit"][i, k, c, of, sign]))
+            values["silent"].append(float(cell["silent"][i, k, c, of, sign]))
+        for quantity in ("share", "gain", "hit"):
+            row = rows.loc[explainer, contrast, target, mass, quantity]
+            assert row["value"] == pytest.approx(mean(values[quantity]))
+            assert row["silent"] == pytest.approx(mean(values["silent"]))
+            assert row["low"] < row["value"] < row["high"]
+    for quantity, values in (
+        ("share", cell["gaussian_share"]),
+        ("gain", cell["gaussian_share"] - cell["area"]),
+        ("hit", cell["gaussian_hit"]),
+    ):
+        row = rows.loc["gaussian", "none", "none", "positive", quantity]
+        assert row["value"] == pytest.approx(values[:30].mean())
+
+
+def test_localisation_by_p_2_puts_every_image_into_one_bin(rng):
+    cell = localisation_cell()
+    cell["p_2"][:3] = 0.1, 0.01, 1e-7  # an edge belongs to the bin below it
+    table = tables.localisation_by_p_2({"vgg16_bn": cell}, [0.1, 0.01, 0.001], rng)
+    bounds = {"> 0.1": (0.1, 1), "0.01 to 0.1": (0.01, 0.1), "0.001 to 0.01": (0.001, 0.01), "< 0.001": (0, 0.001)}
+    assert list(dict.fromkeys(table["p_2"])) == list(bounds)
+    rows = table.set_index(["p_2", "explainer", "contrast", "quantity"])
+    counted = 0
+    for name, (low, high) in bounds.items():
+        chosen = [i for i, p in enumerate(cell["p_2"]) if low < p <= high]
+        row = rows.loc[name, "gradcam", "max", "gain"]
+        by_hand = mean(
+            float(cell["share"][i, 1, 2, t, cell["evidence_signs"][i, 1, t]] - cell["area"][i])
+            for i in chosen
+            for t in range(2)
+        )
+        assert row["value"] == pytest.approx(by_hand)
+        assert row["n_images"] == len(chosen)
+        counted += len(chosen)
+    assert counted == 42
+
+
+def test_bins_of_p_2_must_fall(rng):
+    with pytest.raises(ValueError, match=r"must fall: \[0.01, 0.1\]"):
+        tables.localisation_by_p_2({"vgg16_bn": localisation_cell()}, [0.01, 0.1], rng)
 
 
 def test_interval_of_a_constant_is_that_constant(rng):
@@ -326,6 +415,53 @@ def test_claim_holds_only_when_every_interval_is_above_zero(rng):
     assert verdicts["claim_2"]["vgg16_bn"]["t1_published"]["low"] <= 0
     assert verdicts["claim_2"]["vgg16_bn"]["t2_published"]["low"] > 0
     assert verdicts["claim_3"]["holds"] is True
+
+
+def test_margin_of_localisation_is_a_mean_by_hand(rng):
+    cell = localisation_cell(shift=0.05)
+    (margin,) = claims.localisation_margins({"vgg16_bn": cell}, rng)
+    by_hand = mean(
+        float(cell["share"][i, e, 3, t, s] - cell["share"][i, e, 0, t, s])
+        for i, e, t in itertools.product(range(30), range(3), range(2))
+        for s in [cell["evidence_signs"][i, e, t]]
+    )
+    assert margin.mean == pytest.approx(by_hand)
+    assert margin.mean == pytest.approx(0.05, abs=0.01)
+    assert 0 < margin.low < margin.mean < margin.high
+    assert (margin.claim, margin.margin, margin.n_images) == (2, "localisation_weighted_minus_original", 30)
+    assert np.isnan(margin.published)
+
+
+@pytest.mark.parametrize(("table1", "localisation"), itertools.product([True, False], repeat=2))
+def test_claim_2_needs_both_grounds(rng, table1, localisation):
+    sign = {True: 0.05, False: -0.05}
+    margins = claims.masking_margins({"mine": masking_cell(shift=sign[table1])}, published("table1"), rng)
+    margins += claims.localisation_margins({"mine": localisation_cell(shift=sign[localisation], n_above=20)}, rng)
+    verdict = claims.verdicts(margins)
+    claim = verdict["claim_2"]
+    assert claim["holds_table1"] is table1
+    assert claim["holds_localisation"] is localisation
+    assert claim["holds"] is (table1 and localisation)
+    assert verdict["claim_3"]["holds"] is table1
+    assert claim["mine"]["n_images"] == 30
+    assert claim["mine"]["localisation_weighted_minus_original"]["n_images"] == 20
+
+
+def test_localisation_on_the_whole_bird_is_no_ground_for_claim_2(rng):
+    margins = claims.masking_margins({"mine": masking_cell(shift=0.05)}, published("table1"), rng)
+    margins += claims.localisation_margins({"mine": localisation_cell(shift=-0.05, discriminative=False)}, rng)
+    claim = claims.verdicts(margins)["claim_2"]
+    assert claim["mine"]["on_the_bird_weighted_minus_original"]["high"] < 0
+    assert claim["holds"] is claim["holds_table1"] is True
+    assert "holds_localisation" not in claim
+
+
+def test_localisation_without_a_contrast_or_an_image_says_so(rng):
+    cell = localisation_cell()
+    with pytest.raises(ValueError, match="mine was localised without the contrast 'weighted'"):
+        claims.localisation_margins({"mine": cell | {"contrasts": np.array(["original", "mean", "max", "own"])}}, rng)
+    with pytest.raises(ValueError, match="mine: no test image above the threshold"):
+        claims.localisation_margins({"mine": localisation_cell(n_above=0)}, rng)
 
 
 def test_one_network_that_fails_fails_claim_2(rng):

@@ -43,6 +43,23 @@ def preprocessing(image_size: int, crop: bool) -> Transform:
     return v2.Compose([*resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
+def source_pixels(width: int, height: int, image_size: int, crop: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixels of a prepared image lie in its source: x of its columns and y of its rows, (S,) each.
+
+    In pixels of the source of that width and height, whose own centres are whole numbers, from 0; what
+    `preprocessing` does to an image, for what is known about it in its own coordinates.
+    """
+    short, sides = min(width, height), []
+    for side in (width, height):
+        resized, offset = image_size, 0
+        if crop:
+            target = image_size * 256 // 224
+            resized = target * side // short
+            offset = round((resized - image_size) / 2)
+        sides.append((offset + np.arange(image_size) + 0.5) * side / resized - 0.5)
+    return sides[0], sides[1]
+
+
 def decode(path: Path) -> Image.Image:
     """One image file as RGB.
 

@@ -1,0 +1,86 @@
+"""Localisation of one network: how much of each map lies in the parts that tell an image's two classes apart."""
+
+import click
+import numpy as np
+import torch
+from _command import COUNT, POSITIVE, ListOf, Stage, option
+
+from cxlib import localisation, networks, runtime
+from cxlib.datasets import images, parts
+
+
+@click.command(cls=Stage)
+@option("--network")
+@option("--report")
+@option("--data")
+@option("--image-size", POSITIVE)
+@option("--crop", bool)
+@option("--layer")
+@option("--explainers", ListOf(str))
+@option("--contrasts", ListOf(str))
+@option("--disc-radius", float)
+@option("--gaussian-sigma", float)
+@option("--threshold", float)
+@option("--max-images", COUNT)
+@option("--max-images-below", COUNT)
+@option("--batch-size", POSITIVE)
+@option("--device")
+@option("--seed", COUNT)
+@option("--out")
+def main(network, report, data, image_size, crop, layer, explainers, contrasts, **options):
+    """Write the shares and hits of some images on each side of the threshold of p_2 (0: all) to --out.
+
+    Eligible are the test images that show a part in which their two most probable classes differ.
+    """
+    device = runtime.device(options["device"])
+    model = networks.load(network).to(device, memory_format=torch.channels_last)
+    tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
+    p = runtime.read_arrays(report)["probabilities"]
+    leading = np.argsort(-p, 1, kind="stable")[:, :2]
+    p_2 = np.take_along_axis(p, leading, 1)[:, 1]
+    samples = images.read(data, "test")
+    if len(samples) != len(p):
+        raise ValueError(f"{report} is of {len(p)} images, but {data} has {len(samples)} test images: fine-tune again")
+    known = parts.read(data, options["disc_radius"])
+    regions = parts.regions(known, samples, leading.tolist(), image_size, crop)
+    area = regions.mean((1, 2))
+    above = p_2 > options["threshold"]
+    sides = (np.flatnonzero((area > 0) & side).tolist() for side in (above, ~above))
+    limits = options["max_images"], options["max_images_below"]
+    chosen = [index for side, n in zip(sides, limits) for index in images.choose(side, n, options["seed"])]
+    if not chosen:
+        raise ValueError(f"no test image of {data} shows a part in which its two most probable classes differ")
+
+    prepare = images.preprocessing(image_size, crop)
+    results = []
+    for batch, x, _ in images.batches(
+        samples, chosen, prepare, options["batch_size"], device, f"localise {model.name}"
+    ):
+        pair, region = (torch.from_numpy(values[batch]).to(device) for values in (leading, regions))
+        results.append(localisation.localise(model, x, pair, region, explainers, contrasts, tapped))
+    control = localisation.gaussian(image_size, options["gaussian_sigma"])
+    centred = localisation.measure(control, torch.from_numpy(regions[chosen]))
+    labels = np.array(samples.labels)[chosen]
+    signs = localisation.evidence_signs(torch.from_numpy(leading[chosen]), torch.from_numpy(labels), explainers)
+    runtime.write_arrays(
+        options["out"],
+        **{name: torch.cat(values).numpy() for name, values in zip(("share", "hit", "silent"), zip(*results))},
+        gaussian_share=centred.share[:, 0].numpy(),
+        gaussian_hit=centred.hit[:, 0].numpy(),
+        area=area[chosen],
+        p_2=p_2[chosen],
+        above=above[chosen],
+        evidence_signs=signs.numpy(),
+        leading=leading[chosen],
+        labels=labels,
+        discriminative=np.array(known.discriminative),
+        explainers=np.array(explainers),
+        contrasts=np.array(contrasts),
+        targets=np.array(localisation.TARGETS),
+        signs=np.array(localisation.SIGNS),
+        images=np.array(chosen),
+    )
+
+
+if __name__ == "__main__":
+    main()
