@@ -3,13 +3,13 @@
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, ListOf, Stage, option
+from _command import COUNT, POSITIVE, ListOf, SharedStage, option, workplace
 
-from cxlib import localisation, networks, runtime
+from cxlib import localisation, networks, runs, runtime
 from cxlib.datasets import images, parts
 
 
-@click.command(cls=Stage)
+@click.command(cls=SharedStage)
 @option("--network")
 @option("--report")
 @option("--data")
@@ -25,6 +25,7 @@ from cxlib.datasets import images, parts
 @option("--max-images-below", COUNT)
 @option("--batch-size", POSITIVE)
 @option("--device")
+@option("--threads", POSITIVE)
 @option("--seed", COUNT)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, contrasts, **options):
@@ -32,9 +33,6 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
 
     Eligible are the test images that show a part in which their two most probable classes differ.
     """
-    device = runtime.device(options["device"])
-    model = networks.load(network).to(device, memory_format=torch.channels_last)
-    tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
     p = runtime.read_arrays(report)["probabilities"]
     leading = np.argsort(-p, 1, kind="stable")[:, :2]
     p_2 = np.take_along_axis(p, leading, 1)[:, 1]
@@ -52,34 +50,42 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
         raise ValueError(f"no test image of {data} shows a part in which its two most probable classes differ")
 
     prepare = images.preprocessing(image_size, crop)
-    results = []
-    for batch, x, _ in images.batches(
-        samples, chosen, prepare, options["batch_size"], device, f"localise {model.name}"
-    ):
-        pair, region = (torch.from_numpy(values[batch]).to(device) for values in (leading, regions))
-        results.append(localisation.localise(model, x, pair, region, explainers, contrasts, tapped))
-    control = localisation.gaussian(image_size, options["gaussian_sigma"])
-    centred = localisation.measure(control, torch.from_numpy(regions[chosen]))
-    labels = np.array(samples.labels)[chosen]
-    signs = localisation.evidence_signs(torch.from_numpy(leading[chosen]), torch.from_numpy(labels), explainers)
-    runtime.write_arrays(
-        options["out"],
-        **{name: torch.cat(values).numpy() for name, values in zip(("share", "hit", "silent"), zip(*results))},
-        gaussian_share=centred.share[:, 0].numpy(),
-        gaussian_hit=centred.hit[:, 0].numpy(),
-        area=area[chosen],
-        p_2=p_2[chosen],
-        above=above[chosen],
-        evidence_signs=signs.numpy(),
-        leading=leading[chosen],
-        labels=labels,
-        discriminative=np.array(known.discriminative),
-        explainers=np.array(explainers),
-        contrasts=np.array(contrasts),
-        targets=np.array(localisation.TARGETS),
-        signs=np.array(localisation.SIGNS),
-        images=np.array(chosen),
-    )
+    with runs.joined() as ranks, workplace(ranks, [network, report, *samples.paths]) as folder:
+        device = runtime.device(options["device"], options["threads"])
+        model = networks.load(network).to(device, memory_format=torch.channels_last)
+        tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
+
+        def compute(batch):
+            x, _ = images.load(samples, batch, prepare, device)
+            pair, region = (torch.from_numpy(values[batch]).to(device) for values in (leading, regions))
+            measured = localisation.localise(model, x, pair, region, explainers, contrasts, tapped)
+            return {name: values.numpy() for name, values in measured._asdict().items()}
+
+        results = runs.map_batches(compute, chosen, options["batch_size"], ranks, folder, f"localise {network}")
+        if results is None:
+            return
+        control = localisation.gaussian(image_size, options["gaussian_sigma"])
+        centred = localisation.measure(control, torch.from_numpy(regions[chosen]))
+        labels = np.array(samples.labels)[chosen]
+        signs = localisation.evidence_signs(torch.from_numpy(leading[chosen]), torch.from_numpy(labels), explainers)
+        runtime.write_arrays(
+            options["out"],
+            **{name: np.concatenate([part[name] for part in results]) for name in results[0]},
+            gaussian_share=centred.share[:, 0].numpy(),
+            gaussian_hit=centred.hit[:, 0].numpy(),
+            area=area[chosen],
+            p_2=p_2[chosen],
+            above=above[chosen],
+            evidence_signs=signs.numpy(),
+            leading=leading[chosen],
+            labels=labels,
+            discriminative=np.array(known.discriminative),
+            explainers=np.array(explainers),
+            contrasts=np.array(contrasts),
+            targets=np.array(localisation.TARGETS),
+            signs=np.array(localisation.SIGNS),
+            images=np.array(chosen),
+        )
 
 
 if __name__ == "__main__":

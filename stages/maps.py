@@ -23,6 +23,7 @@ from cxlib.explainers import explain
 @option("--threshold", float)
 @option("--max-images", COUNT)
 @option("--device")
+@option("--threads", POSITIVE)
 @option("--seed", COUNT)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, contrasts, n_classes, threshold, **options):
@@ -30,7 +31,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
 
     Eligible are the test images on which the last of these classes is more probable than --threshold.
     """
-    device = runtime.device(options["device"])
+    device = runtime.device(options["device"], options["threads"])
     model = networks.load(network).to(device)
     samples = images.read(data, "test")
     p = runtime.read_arrays(report)["probabilities"]
