@@ -9,10 +9,9 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,8 @@ def workplace(folder: str | Path, ranks: Ranks) -> Iterator[Path]:
         yield folder
         ranks.barrier()
         return
-    with (folder / "lock").open("a+") as lock:
+    path = folder / "lock"
+    with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -121,9 +121,16 @@ def workplace(folder: str | Path, ranks: Ranks) -> Iterator[Path]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield folder
-        ranks.barrier()
-        shutil.rmtree(folder)
+        try:
+            yield folder
+            ranks.barrier()
+            for finished in folder.iterdir():
+                finished.unlink()
+        finally:
+            path.unlink(missing_ok=True)
+            # Where nothing was finished, nothing is left: neither the folder nor those made for it.
+            with suppress(OSError):
+                os.removedirs(folder)
 
 
 def map_batches(

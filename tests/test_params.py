@@ -298,7 +298,7 @@ def groups(names):
 
 def test_graph_lets_epsilons_reach_only_the_perturbation(mini):
     behind = stages_behind(mini, needs("perturb.epsilons"))
-    assert groups(behind) == {"perturb", "perturbation", "figure_1_2", "claims"}
+    assert groups(behind) == {"perturb", "perturbation", "figure_1_2", "figure_published", "claims"}
 
 
 def test_graph_lets_explainers_reach_only_the_masks(mini):
@@ -318,7 +318,8 @@ EXPLAINED = {"accuracy", "mask", "tables", "maps_3", "maps_4", "figure_3", "figu
         ("figure_3.max_images=5", {"maps_3", "figure_3"}),
         ("localisation.disc_radius=0.2", {*LOCALISED, "claims"}),
         ("gradient_norms.max_images=5", {"gradient_norms", "figure_6"}),
-        ("perturb.max_images=5", {"perturb", "perturbation", "figure_1_2", "claims"}),
+        ("perturb.max_images=5", {"perturb", "perturbation", "figure_1_2", "figure_published", "claims"}),
+        ("saturation.n_iterations=3", {"saturate", "saturation", "figure_saturation"}),
         ("finetune.epochs=3", {"finetune", *EXPLAINED}),
     ],
 )
@@ -332,8 +333,10 @@ def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
     before = {stage.name: stage.cmd for stage in mini.index.stages}
     repo = resolved(tmp_path / "repo", composed("profile=mini", "perturb.networks=[resnet18,googlenet,alexnet]"))
     after = {stage.name: stage.cmd for stage in repo.index.stages}
-    assert after.keys() - before.keys() == {"networks@alexnet", "perturb@alexnet"}
-    assert before.keys() - after.keys() == {"networks@mobilenet_v3_small", "perturb@mobilenet_v3_small"}
+    assert after.keys() - before.keys() == {f"{stage}@alexnet" for stage in ("networks", "perturb", "saturate")}
+    assert before.keys() - after.keys() == {
+        f"{stage}@mobilenet_v3_small" for stage in ("networks", "perturb", "saturate")
+    }
     assert all(after[name] == before[name] for name in after.keys() & before.keys())
 
 
