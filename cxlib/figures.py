@@ -18,6 +18,7 @@ COLOURS = {
     "max": "#e0a458",
     "weighted": "#c44e3f",
     "probability": "#7f6a93",
+    "normalised": "#5b9a68",
 }
 """One colour a contrast, in every figure."""
 

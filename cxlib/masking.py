@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxlib import runtime, taps
-from cxlib.contrasts import cotangent
-from cxlib.explainers import cam, saliency
+from cxlib.explainers import cam, contrast_maps, pull_back
 
 FEATURES = ("positive", "negative")
 CONTRASTS = ("original", "weighted")
@@ -159,25 +158,24 @@ def blur_and_mask(
             runtime.check_name(what, name, known)
     recorded = taps.record(network, images, layer)
     leading = recorded.logits.topk(2).indices  # (B, 2)
-    cotangents = torch.stack([cotangent(name, recorded.logits, leading) for name in CONTRASTS], 2)
-    gradients = recorded.pull_back(cotangents.flatten(1, 2))  # (B, targets * contrasts, C, h, w)
+    pulled = pull_back(recorded, CONTRASTS, leading)
     zero = getattr(network, "mean", torch.zeros(3, 1, 1))
     replacements = [BASELINES[name](images, zero, blur) for name in baselines]
     masked = torch.empty(
         len(images), len(explainers), 2, len(baselines), len(FEATURES), len(CONTRASTS), len(rules), dtype=torch.float64
     )
     for e, explainer in enumerate(explainers):
-        maps = saliency(explainer, recorded.activation, gradients, images.shape[-2:]).unflatten(1, (2, len(CONTRASTS)))
+        maps = contrast_maps(explainer, recorded.activation, pulled, images.shape[-2:])  # (B, contrasts, 2, H, W)
         for t in range(2):
             for f, features in enumerate(FEATURES):
                 for r, rule in enumerate(rules):
-                    kept = RULES[rule](maps[:, t], features)  # (B, contrasts, H, W)
+                    kept = RULES[rule](maps[:, :, t], features)  # (B, contrasts, H, W)
                     for c in range(len(CONTRASTS)):
                         for b, replacement in enumerate(replacements):
                             logits = taps.logits(network, torch.where(kept[:, c, None], images, replacement))
                             masked[:, e, t, b, f, c, r] = _relative(logits, leading, t)
     unmasked = torch.stack([_relative(recorded.logits, leading, t) for t in range(2)], 1)
-    return Masked(unmasked.cpu(), masked, is_constant(gradients))
+    return Masked(unmasked.cpu(), masked, is_constant(pulled.gradients))
 
 
 def is_constant(gradients: Tensor) -> bool:
