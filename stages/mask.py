@@ -17,6 +17,7 @@ from cxlib.datasets import images
 @option("--crop", bool)
 @option("--layer")
 @option("--explainers", ListOf(str))
+@option("--contrasts", ListOf(str))
 @option("--baselines", ListOf(str))
 @option("--rules", ListOf(str))
 @option("--blur-kernel", POSITIVE)
@@ -25,11 +26,15 @@ from cxlib.datasets import images
 @option("--max-images", COUNT)
 @option("--max-images-below", COUNT)
 @option("--batch-size", POSITIVE)
+@option("--chunk", POSITIVE)
 @option("--device")
 @option("--seed", COUNT)
 @option("--out")
-def main(network, report, data, image_size, crop, layer, explainers, baselines, rules, **options):
-    """Write the relative probabilities of some images on each side of the threshold (0: all) to --out."""
+def main(network, report, data, image_size, crop, layer, explainers, contrasts, baselines, rules, **options):
+    """Write the relative probabilities of some images on each side of the threshold (0: all) to --out.
+
+    --batch-size images are explained at once, --chunk masked ones evaluated.
+    """
     device = runtime.device(options["device"])
     model = networks.load(network).to(device, memory_format=torch.channels_last)
     tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
@@ -42,7 +47,9 @@ def main(network, report, data, image_size, crop, layer, explainers, baselines, 
     samples, prepare = images.read(data, "test"), images.preprocessing(image_size, crop)
     results = []
     for _, x, _ in images.batches(samples, chosen, prepare, options["batch_size"], device, f"mask {model.name}"):
-        results.append(masking.blur_and_mask(model, x, tapped, explainers, baselines, rules, blur))
+        results.append(
+            masking.blur_and_mask(model, x, tapped, explainers, contrasts, baselines, rules, blur, options["chunk"])
+        )
     if all(result.constant_gradient for result in results):
         click.echo(
             f"warning: the gradient is constant over the layer {layer} of {model.name}, so that GradCAM and linear"
@@ -54,11 +61,12 @@ def main(network, report, data, image_size, crop, layer, explainers, baselines, 
         unmasked=torch.cat([result.unmasked for result in results]).numpy(),
         masked=torch.cat([result.masked for result in results]).numpy(),
         above=p_2[chosen] > options["threshold"],
+        p_2=p_2[chosen],
         explainers=np.array(explainers),
         targets=np.array(masking.TARGETS),
         baselines=np.array(baselines),
         features=np.array(masking.FEATURES),
-        contrasts=np.array(masking.CONTRASTS),
+        contrasts=np.array(contrasts),
         rules=np.array(rules),
         images=np.array(chosen),
     )

@@ -60,8 +60,10 @@ def explain(
     check_targets(targets, *recorded.logits.shape)
     per_target = targets if targets.ndim == 2 else targets[:, None]
     pulled = pull_back(recorded, contrasts, per_target)
-    maps = contrast_maps(explainer, recorded.activation, pulled, images.shape[-2:] if upsample else None, relu)
-    maps = maps.transpose(0, 1)  # (C, B, T, H, W)
+    maps = contrast_maps(explainer, recorded.activation, pulled, relu)  # (B, C, T, h, w)
+    if upsample:
+        maps = resized(maps.flatten(1, 2), images.shape[-2:]).unflatten(1, maps.shape[1:3])
+    maps = maps.transpose(0, 1)
     maps = maps if targets.ndim == 2 else maps.squeeze(2)
     return maps if listed else maps.squeeze(0)
 
@@ -101,10 +103,8 @@ def pull_back(recorded: taps.Record, contrasts: Sequence[str | Contrast], target
     return Pulled(recorded.pull_back(torch.cat(cotangents, 1)), is_normalised, targets.shape[1], weigh)
 
 
-def contrast_maps(
-    explainer: str, activation: Tensor, pulled: Pulled, size: Sequence[int] | None = None, relu: bool = False
-) -> Tensor:
-    """Maps (B, C, T, h, w) of an activation (B, C, h, w) under the contrasts pulled back, or upsampled to `size`.
+def contrast_maps(explainer: str, activation: Tensor, pulled: Pulled, relu: bool = False) -> Tensor:
+    """Maps (B, C, T, h, w) of an activation (B, C, h, w) under the contrasts pulled back.
 
     Raises:
         ValueError: unknown explainer, or an activation that is no spatial map.
@@ -117,11 +117,7 @@ def contrast_maps(
         if flag and pulled.weighing is not None:
             stacked.insert(place, pulled.weighing(of_classes))
     maps = torch.stack(stacked, 1)
-    maps = maps.clamp(min=0) if relu else maps
-    if size is None or maps.shape[-2:] == tuple(size):
-        return maps
-    upsampled = F.interpolate(maps.flatten(1, 2), tuple(size), mode="bilinear", align_corners=True)
-    return upsampled.unflatten(1, maps.shape[1:3])
+    return maps.clamp(min=0) if relu else maps
 
 
 def saliency(explainer: str, activation: Tensor, gradients: Tensor) -> Tensor:
@@ -134,3 +130,10 @@ def saliency(explainer: str, activation: Tensor, gradients: Tensor) -> Tensor:
     if activation.ndim != 4:
         raise ValueError(f"{explainer} needs a layer with output (B, C, h, w), got shape {tuple(activation.shape)}")
     return EXPLAINERS[explainer](activation[:, None], gradients)
+
+
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, M, h, w) upsampled bilinearly to (B, M, H, W), corners to corners, as published."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=True)
