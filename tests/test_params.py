@@ -142,6 +142,7 @@ def test_paper_profile_is_the_published_setting():
     assert set(paper["masking"]["explainers"]) == {"gradcam", "linear_approximation", "xgradcam"}
     assert set(paper["masking"]["baselines"]) == {"gaussian_blur", "zeros", "channel_mean"}
     assert "published" in paper["masking"]["rules"]
+    assert paper["masking"]["contrasts"][:2] == ["original", "weighted"]
 
 
 @pytest.mark.parametrize(
@@ -283,10 +284,10 @@ def test_graph_lets_epsilons_reach_only_the_perturbation(mini):
 
 def test_graph_lets_explainers_reach_only_the_masks(mini):
     behind = stages_behind(mini, needs("masking.explainers"))
-    assert groups(behind) == {"mask", "tables", "claims"}
+    assert groups(behind) == {"mask", "tables", "table_figures", "claims"}
 
 
-EXPLAINED = {"accuracy", "mask", "tables", "maps_3", "maps_4", "figure_3", "figure_4", "claims"}
+EXPLAINED = {"accuracy", "mask", "tables", "table_figures", "maps_3", "maps_4", "figure_3", "figure_4", "claims"}
 
 
 # Interpolated parameters change a command line: the same question, answered by resolving twice.
