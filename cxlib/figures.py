@@ -136,8 +136,8 @@ def table_1(table: pd.DataFrame, path: Path | str) -> None:
         row[0].set_ylim(len(lines) - 0.5, -0.5)
         row[0].set_ylabel(f"{network}\nrule: {rule.replace('_', ' ')}", fontsize=9)
     figure.supxlabel("relative probability of the class under blur and mask", fontsize=9)
-    handles, names = zip(*sorted(zip(*axes[0, 0].get_legend_handles_labels()), key=lambda pair: pair[1]))
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=8)
+    entries = sorted(zip(*axes[0, 0].get_legend_handles_labels()), key=lambda entry: entry[1])
+    figure.legend(*zip(*entries), loc="outside upper center", ncols=len(entries), frameon=False, fontsize=8)
     return _save(figure, path)
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from cxlib import runtime, taps
 from cxlib.explainers import cam, contrast_maps, pull_back, resized
+from cxlib.folding import folded
 
 FEATURES = ("positive", "negative")
 TARGETS = ("t1", "t2")
@@ -190,12 +191,13 @@ def blur_and_mask(
     zero = getattr(network, "mean", torch.zeros(3, 1, 1))
     replacements = torch.stack([BASELINES[name](images, zero, blur) for name in baselines], 1)
     pair = [contrasts.index(name) for name in PAIR]
+    evaluated = folded(network)
     leads, n_evaluated = [], 0  # y_t1 - y_t2 of every setting
     for image, maps, replacement, classes in zip(images, explained.maps, replacements, leading):
         upsampled = resized(maps.flatten(0, 1), image.shape[-2:])  # (explainers * 2 targets, contrasts, H, W)
         kept = kept_pixels(upsampled, pair, rules).flatten(0, 3)
         distinct, place = _distinct(kept)
-        lead = _lead_of_masked(network, image, distinct, replacement, classes, chunk)[:, place]
+        lead = _lead_of_masked(evaluated, image, distinct, replacement, classes, chunk)[:, place]
         leads.append(lead.unflatten(1, (len(explainers), 2, len(FEATURES), len(contrasts), len(rules))))
         n_evaluated += len(distinct) * len(baselines)
     # t2's probability relative to t1's is sigmoid(-lead): no second evaluation.
