@@ -10,8 +10,10 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import product
 from statistics import median
+from typing import Any
 
 import click
 import torch
@@ -139,15 +141,20 @@ def main(n_images: int, explainers: str, runs: int, memory_of: str | None) -> No
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
         return
     seconds: dict[str, list[float]] = {"literal": [], "cxlib": []}
+    processor: dict[str, list[float]] = {"literal": [], "cxlib": []}
+
+    def timed(side: str, run: Callable[..., Any]) -> Any:
+        start, busy = time.perf_counter(), time.process_time()
+        result = run(network, images, layer, names, BASELINES)
+        seconds[side].append(time.perf_counter() - start)
+        processor[side].append(time.process_time() - busy)
+        return result
+
     for _ in range(runs):
         network.to(memory_format=torch.contiguous_format).requires_grad_()
-        start = time.perf_counter()
-        expected = literal(network, images, layer, names, BASELINES)
-        seconds["literal"].append(time.perf_counter() - start)
+        expected = timed("literal", literal)
         network.to(memory_format=torch.channels_last).requires_grad_(False)
-        start = time.perf_counter()
-        actual, n_evaluated = ours(network, images, layer, names, BASELINES)
-        seconds["cxlib"].append(time.perf_counter() - start)
+        actual, n_evaluated = timed("cxlib", ours)
         agreement = check(actual, expected)
     print(f"vgg16_bn, {n_images} images of 224 x 224, {explainers}, float32, {torch.get_num_threads()} threads")
     print(f"same numbers: {agreement}")
@@ -156,8 +163,9 @@ def main(n_images: int, explainers: str, runs: int, memory_of: str | None) -> No
         spread = ", ".join(f"{n_images / t:.4f}" for t in times)
         memory = peak(side, n_images)
         print(f"{side:8} {n_images / median(times):.4f} images/s (runs {spread}), peak memory {memory:.2f} GiB")
-    ratio = median(seconds["literal"]) / median(seconds["cxlib"])
-    print(f"ratio {ratio:.2f}, floor {FLOOR}")
+    # Processor time tells the same on a machine that others use, too.
+    ratio, of_processor = (median(times["literal"]) / median(times["cxlib"]) for times in (seconds, processor))
+    print(f"ratio {ratio:.2f} ({of_processor:.2f} in processor time), floor {FLOOR}")
     if ratio < FLOOR:
         raise SystemExit("below the floor")
 

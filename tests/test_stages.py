@@ -168,7 +168,7 @@ def test_metrics_are_few_finite_numbers_without_lists(pipeline):
 
 def test_figures_are_pictures(pipeline):
     pictures = sorted((pipeline.folder / "plots").glob("*.png"))
-    assert len(pictures) == 5
+    assert len(pictures) == 7
     for path in pictures:
         with Image.open(path) as picture:
             assert min(picture.size) > 100
@@ -401,7 +401,7 @@ def test_published_settings_reach_every_table(paper):
     assert len(read(paper.folder / "plots" / "perturbation.csv")) == 5 * 2 * 2 * 3
     norms = pd.read_csv(paper.folder / "data" / "gradient_norms.csv")
     assert norms.groupby("image").size().tolist() == [145] * 4
-    assert len(read(paper.folder / "plots" / "table1.csv")) == 3 * 2 * (1 + 3 * 2 * 2 * 2)
+    assert len(read(paper.folder / "plots" / "table1.csv")) == 3 * 2 * (1 + 3 * 2 * 3 * 2)
     claims = json.loads((paper.folder / "metrics" / "claims.json").read_text())
     assert claims["claim_1"]["n_images"] == 4
     assert claims["claim_1"]["holds"] is False  # four images are too few to judge
@@ -421,9 +421,9 @@ def test_frozen_batch_norm_keeps_the_statistics_of_the_weights_and_the_rest_lear
 
 def test_tables_without_an_image_below_the_threshold(here, tmp_path):
     succeed(here.commands["mask@vgg16_bn_narrow"], threshold=0.0, out=tmp_path / "cells" / "vgg16_bn_narrow.npz")
-    paths = {name: tmp_path / name for name in ("table", "under_table", "metrics")}
+    paths = {name: tmp_path / name for name in ("table", "under_table", "by_ambiguity", "metrics")}
     succeed(here.commands["tables"], folder=tmp_path / "cells", **paths)
-    assert len(read(paths["table"])) == 150
+    assert len(read(paths["table"])) == 222
     assert len(read(paths["under_table"])) == 0
     assert json.loads(paths["metrics"].read_text())["n_images_below"] == 0
 
