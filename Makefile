@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test lint verify params.yaml lock
+.PHONY: setup repro test bench lint verify params.yaml lock
 
 setup: .venv/ready
 
@@ -19,6 +19,11 @@ repro: .venv/ready
 
 test: .venv/ready
 	python -m pytest
+
+# Speed against literal loops, with the same numbers first: minutes on two cores.
+bench: .venv/ready
+	python benchmarks/perturbation.py
+	python benchmarks/masking.py
 
 lint: .venv/ready
 	ruff check .

@@ -5,6 +5,7 @@ and at each step a loss whose `backward()` also computes the parameters' gradien
 numbers first.
 """
 
+import copy
 import time
 from itertools import product
 
@@ -79,7 +80,7 @@ def build(name: str, n_images: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 def quick(network: nn.Module) -> nn.Module:
     """The network as the pipeline perturbs with it."""
-    return folded(network).requires_grad_(False).to(memory_format=torch.channels_last)
+    return folded(copy.deepcopy(network).requires_grad_(False)).to(memory_format=torch.channels_last)
 
 
 def check(actual: Tensor, expected: Tensor) -> str:

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from cxlib import tables
 from cxlib.statistics import bootstrap, bootstrap_mean, correlation
-from cxlib.tables import Arrays, evidence
+from cxlib.tables import BETTER, Arrays, evidence
 
-#: Sign that makes a weighted-minus-original difference of relative probability good news for the weighted contrast.
-BETTER = {"positive": 1.0, "negative": -1.0}
 FORWARD, OPPOSITE = "weighted_minus_original", "original_minus_weighted"
 AGREEMENT = "p_t_and_accuracy_agreement"
 #: Claim 2's second ground; and what stands in its place, and proves nothing, where the data does not know the parts
@@ -92,11 +91,8 @@ def masking_margins(cells: Mapping[str, Arrays], published: pd.DataFrame, rng: n
     """
     margins = []
     for network, cell in cells.items():
-        contrasts = list(cell["contrasts"])
-        masked = cell["masked"][cell["above"]]  # (images, explainers, targets, baselines, features, contrasts, rules)
-        difference = masked[..., contrasts.index("weighted"), :] - masked[..., contrasts.index("original"), :]
-        better = np.array([BETTER[features] for features in cell["features"]])
-        difference = (difference * better[:, None]).mean((3, 4))  # (images, explainers, targets, rules)
+        gained = tables.margins(cell)[cell["above"]][..., list(cell["contrasts"]).index("weighted"), :]
+        difference = gained.mean((3, 4))  # (images, explainers, targets, rules)
         if len(difference) == 0:
             raise ValueError(f"{network}: no test image is above the threshold of p_2, so claim 2 cannot be judged")
         targets, explainers, rules = (list(map(str, cell[axis])) for axis in ("targets", "explainers", "rules"))

@@ -59,6 +59,9 @@ CONTRASTS: dict[str, Contrast] = {
     "probability": probability,
 }
 
+#: The one contrast that is no cotangent, for it weighs the classes' maps: see `explainers.normalised`.
+NORMALISED = "normalised"
+
 
 def cotangent(contrast: str | Contrast, logits: Tensor, targets: Tensor) -> Tensor:
     """The cotangent on the logits from which a contrast starts back-propagation.
@@ -89,10 +92,12 @@ def resolve(contrast: str | Contrast) -> Contrast:
     """The function behind a contrast's name; a function is returned as it is.
 
     Raises:
-        ValueError: no contrast has this name.
+        ValueError: no contrast has this name, or it is the one that is no cotangent.
     """
     if callable(contrast):
         return contrast
+    if contrast == NORMALISED:
+        raise ValueError(f"{contrast!r} contrasts maps, so it is no cotangent on the logits: explain() takes it")
     runtime.check_name("contrast", contrast, CONTRASTS)
     return CONTRASTS[contrast]
 

@@ -19,6 +19,7 @@ COLOURS = {
     "max": "#e0a458",
     "weighted": "#c44e3f",
     "probability": "#7f6a93",
+    "normalised": "#5b9a68",
 }
 """One colour a contrast, in every figure."""
 
@@ -152,6 +153,125 @@ def saturation(steps: pd.DataFrame, groups: Mapping[str, float], path: Path | st
     _save(figure, path)
 
 
+def table_1(table: pd.DataFrame, path: Path | str) -> None:
+    """Table 1 as dots with their 95 % intervals, and the printed values beside them as open diamonds.
+
+    A row of panels a network and rule, a column what is kept of which class; the grey line is the unmasked image.
+
+    Args:
+        table: columns as `tables.with_published` gives them.
+        path: PNG to write.
+    """
+    kept = table[table["kept_features"] != "all"]
+    if kept.empty:
+        return _nothing("No test image is above the threshold.", path)
+    blocks = list(kept[["network", "rule"]].drop_duplicates().itertuples(index=False))
+    columns = list(kept[["target", "kept_features"]].drop_duplicates().itertuples(index=False))
+    lines = list(kept[["explainer", "baseline"]].drop_duplicates().itertuples(index=False))
+    contrasts = list(dict.fromkeys(kept["contrast"]))
+    offsets = 0.26 * (np.arange(len(contrasts)) - (len(contrasts) - 1) / 2)
+    keys = ["network", "rule", "target", "kept_features", "contrast", "explainer", "baseline"]
+    wide = kept.set_index(keys)[["relative_probability", "low", "high", "published"]].sort_index()
+    figure = Figure(
+        figsize=(3 + 2.3 * len(columns), 0.9 + len(blocks) * (0.7 + 0.3 * len(lines))), layout="constrained"
+    )
+    axes = figure.subplots(len(blocks), len(columns), sharex=True, sharey=True, squeeze=False)
+    places = np.arange(len(lines))
+    for row, (network, rule) in zip(axes, blocks):
+        for axis, (target, features) in zip(row, columns):
+            unmasked = table[
+                (table["network"] == network) & (table["target"] == target) & (table["contrast"] == "none")
+            ]
+            axis.axvline(unmasked["relative_probability"].mean(), color="0.75", linewidth=1, label="unmasked")
+            for offset, contrast in zip(offsets, contrasts):
+                values = wide.loc[network, rule, target, features, contrast].reindex(lines)
+                x, y, colour = values["relative_probability"], places + offset, COLOURS[contrast]
+                axis.errorbar(
+                    x,
+                    y,
+                    xerr=np.maximum([x - values["low"], values["high"] - x], 0),
+                    fmt="o",
+                    color=colour,
+                    markersize=3.5,
+                    elinewidth=1,
+                    label=contrast,
+                )
+                printed = values["published"].to_numpy()
+                if not np.isnan(printed).all():
+                    axis.plot(
+                        printed,
+                        y,
+                        "D",
+                        markerfacecolor="white",
+                        markeredgecolor=colour,
+                        markersize=4,
+                        zorder=1.5,
+                        label=f"{contrast}, printed",
+                    )
+            for line in places[1:]:
+                new = lines[line].explainer != lines[line - 1].explainer
+                axis.axhline(line - 0.5, color="0.6" if new else "0.9", linewidth=0.6, zorder=0)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.tick_params(labelsize=8)
+            if axis in axes[0]:
+                sense = "higher" if features == "positive" else "lower"
+                axis.set_title(f"{_class(target)}, {features} kept\n({sense} is better)", fontsize=9)
+        names = [f"{LABELS.get(line.explainer, line.explainer)}, {line.baseline.replace('_', ' ')}" for line in lines]
+        row[0].set_yticks(places, names, fontsize=8)
+        row[0].set_ylim(len(lines) - 0.5, -0.5)
+        row[0].set_ylabel(f"{network}\nrule: {rule.replace('_', ' ')}", fontsize=9)
+    figure.supxlabel("relative probability of the class under blur and mask", fontsize=9)
+    entries = sorted(zip(*axes[0, 0].get_legend_handles_labels()), key=lambda entry: entry[1])
+    figure.legend(*zip(*entries), loc="outside upper center", ncols=len(entries), frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def by_ambiguity(table: pd.DataFrame, path: Path | str) -> None:
+    """Relative probability under blur and mask from ambiguous images to clear ones, with 95 % intervals.
+
+    A row of panels a network and rule, a column what is kept of which class; grey is the unmasked image.
+
+    Args:
+        table: columns as `tables.by_ambiguity` gives them.
+        path: PNG to write.
+    """
+    kept = table[table["kept_features"] != "all"]
+    blocks = list(kept[["network", "rule"]].drop_duplicates().itertuples(index=False))
+    columns = list(kept[["target", "kept_features"]].drop_duplicates().itertuples(index=False))
+    contrasts = list(dict.fromkeys(kept["contrast"]))
+    figure = Figure(figsize=(1.2 + 2.4 * len(columns), 0.9 + 2.2 * len(blocks)), layout="constrained")
+    axes = figure.subplots(len(blocks), len(columns), sharex="row", sharey=True, squeeze=False)
+    for row, (network, rule) in zip(axes, blocks):
+        own = table[table["network"] == network]
+        bins = own.drop_duplicates("p_2").set_index("p_2")["n_images"]
+        places = np.arange(len(bins))
+        for axis, (target, features) in zip(row, columns):
+            here = own[own["target"] == target]
+            lines = {"unmasked": here[here["contrast"] == "none"]}
+            masked = here[(here["rule"] == rule) & (here["kept_features"] == features)]
+            lines |= {contrast: masked[masked["contrast"] == contrast] for contrast in contrasts}
+            for index, (name, line) in enumerate(lines.items()):
+                values = line.set_index("p_2").reindex(bins.index)
+                y = values["relative_probability"]
+                bounds = np.maximum([y - values["low"], values["high"] - y], 0)
+                x, colour = places + 0.1 * (index - (len(lines) - 1) / 2), COLOURS.get(name, "0.6")
+                axis.errorbar(
+                    x, y, yerr=bounds, fmt="o-", color=colour, markersize=3.5, linewidth=1, elinewidth=1, label=name
+                )
+            axis.set_ylim(0, 1)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.tick_params(labelsize=8)
+            axis.set_xticks(places, [f"{name}\n({n})" for name, n in bins.items()], fontsize=7.5)
+            if axis in axes[0]:
+                axis.set_title(f"{_class(target)}, {features} kept", fontsize=9)
+        row[0].set_ylabel(f"{network}\nrule: {rule.replace('_', ' ')}", fontsize=9)
+    figure.supxlabel("$p_2$ (number of images)", fontsize=9)
+    figure.supylabel("relative probability", fontsize=9)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 def figure_3_4(maps: Mapping[str, np.ndarray], path: Path | str) -> None:
     """Figures 3 and 4: a row a class of an image, a column an explainer and contrast.
 
@@ -165,9 +285,7 @@ def figure_3_4(maps: Mapping[str, np.ndarray], path: Path | str) -> None:
     n_images, n_classes = maps["names"].shape
     columns = [(e, c) for e in range(len(maps["explainers"])) for c in range(len(maps["contrasts"]))]
     if n_images == 0:
-        figure = Figure(figsize=(8, 1))
-        figure.text(0.5, 0.5, "No test image has enough dominant classes.", ha="center", va="center")
-        return _save(figure, path)
+        return _nothing("No test image has enough dominant classes.", path)
     # Inches: a panel's side, the column of names, the titles, and the gap between two images.
     side, left, top, gap = 1.35, 1.35, 0.45, 0.15
     width = left + (side + 0.05) * (len(columns) + 1)
@@ -321,6 +439,17 @@ def contact_sheet(folder: Path | str, path: Path | str) -> None:
             axis.imshow(np.concatenate(shown, axis=1))
             axis.set_title(name.split(".")[1].replace("_", " "), fontsize=10, pad=3)
             axis.set_axis_off()
+    _save(figure, path)
+
+
+def _class(target: str) -> str:
+    """`t1` as it is set in a formula."""
+    return f"${target[0]}_{target[1:]}$"
+
+
+def _nothing(why: str, path: Path | str) -> None:
+    figure = Figure(figsize=(8, 1))
+    figure.text(0.5, 0.5, why, ha="center", va="center")
     _save(figure, path)
 
 

@@ -8,22 +8,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A copy of a network in eval mode whose batch norms are gone where a convolution alone feeds them.
+    """A network in eval mode without the batch norms that a convolution alone feeds.
 
     For evaluation and input gradients only: layers change their names and meaning, so that explanations of a layer
-    need the network itself. A network, or a part of it, that `torch.fx` cannot trace is copied as it is.
+    need the network itself, which is left alone. All other modules are shared with it. What `torch.fx` cannot trace
+    stays as it is, part by part; so does a network with hooks, which a trace would lose.
     """
-    network = copy.deepcopy(network)
-    for name, child in network.named_children():
-        setattr(network, name, _folded(child))
-    return network
-
-
-def _folded(module: nn.Module) -> nn.Module:
+    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+        return network
     try:
-        traced = fx.symbolic_trace(module)
-    except Exception:  # tracing raises whatever the module's own code raises on a proxy
-        return folded(module)
+        traced = fx.symbolic_trace(network)
+    except Exception:  # tracing raises whatever the network's own code raises on a proxy
+        parts = copy.copy(network)
+        parts._modules = {name: child and folded(child) for name, child in network._modules.items()}
+        return parts
     modules = dict(traced.named_modules())
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     for node in traced.graph.nodes:
@@ -38,4 +36,4 @@ def _folded(module: nn.Module) -> nn.Module:
             traced.graph.erase_node(node)
     traced.recompile()
     traced.delete_all_unused_submodules()
-    return traced.requires_grad_(False)
+    return traced

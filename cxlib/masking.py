@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxlib import runtime, taps
-from cxlib.contrasts import cotangent
-from cxlib.explainers import cam, saliency
+from cxlib.explainers import cam, contrast_maps, pull_back, resized
+from cxlib.folding import folded
 
 FEATURES = ("positive", "negative")
-CONTRASTS = ("original", "weighted")
 TARGETS = ("t1", "t2")
+#: The two contrasts whose maps decide together how many pixels are hidden; any other contrast hides as many, so
+#: that it is compared at the same area and changes none of the numbers of these two.
+PAIR = ("original", "weighted")
 
 
 def relative_probability(logits: Tensor, t: Tensor, other: Tensor) -> Tensor:
@@ -71,41 +73,50 @@ BASELINES: dict[str, Callable[[Tensor, Tensor, Blur], Tensor]] = {
 # --- rules: which pixels stay ---------------------------------------------------------------------------
 
 
-def published(maps: Tensor, features: str) -> Tensor:
+def published(ranks: Tensor, counts: Tensor, features: str) -> Tensor:
     """The published equal-area rule, kept exactly, for comparison with the printed table.
 
     Positive: as many of the *lowest* pixels are hidden as there are *positive* ones (the smaller count of the
-    maps). Negative: of the larger count of negative pixels, all but one are hidden, from the highest.
+    pair). Negative: of the larger count of negative pixels, all but one are hidden, from the highest.
 
     Args:
-        maps: (B, M, H, W): M maps of an image that hide the same number of pixels.
+        ranks: (B, C, H, W): rank of each pixel within its map, 0 the lowest, of C maps that hide the same number.
+        counts: (B, P): how many pixels of each map that sets this number are positive (negative).
         features: `positive` or `negative`, what is kept.
 
     Returns:
-        (B, M, H, W) bool, True where the pixel stays.
+        (B, C, H, W) bool, True where the pixel stays.
     """
-    ranks, n_pixels = _ranks(maps), maps.shape[-1] * maps.shape[-2]
+    n_pixels = ranks.shape[-1] * ranks.shape[-2]
     if features == "positive":
-        hidden = (maps > 0).sum((-2, -1)).amin(-1)
-        return ranks >= hidden[:, None, None, None]
-    hidden = (maps < 0).sum((-2, -1)).amax(-1)
-    return ranks <= (n_pixels - hidden)[:, None, None, None]
+        return ranks >= counts.amin(-1)[:, None, None, None]
+    return ranks <= (n_pixels - counts.amax(-1))[:, None, None, None]
 
 
-def equal_kept(maps: Tensor, features: str) -> Tensor:
+def equal_kept(ranks: Tensor, counts: Tensor, features: str) -> Tensor:
     """Keep the k highest (or lowest) pixels of every map, k = the smallest count of positive (negative) ones.
 
     Args and returns as `published`.
     """
-    ranks, n_pixels = _ranks(maps), maps.shape[-1] * maps.shape[-2]
-    if features == "positive":
-        kept = (maps > 0).sum((-2, -1)).amin(-1)
-        return ranks >= (n_pixels - kept)[:, None, None, None]
-    kept = (maps < 0).sum((-2, -1)).amin(-1)
-    return ranks < kept[:, None, None, None]
+    n_pixels, kept = ranks.shape[-1] * ranks.shape[-2], counts.amin(-1)[:, None, None, None]
+    return ranks >= n_pixels - kept if features == "positive" else ranks < kept
 
 
-RULES: dict[str, Callable[[Tensor, str], Tensor]] = {"published": published, "equal_kept": equal_kept}
+RULES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {"published": published, "equal_kept": equal_kept}
+
+
+def kept_pixels(maps: Tensor, pair: Sequence[int], rules: Sequence[str]) -> Tensor:
+    """Which pixels stay: (B, C, H, W) maps of C contrasts -> (B, features, C, rules, H, W) bool.
+
+    Args:
+        maps: the maps.
+        pair: which of the contrasts set the number of hidden pixels.
+        rules: names in `RULES`.
+    """
+    ranks, counted = _ranks(maps), maps[:, list(pair)]
+    counts = {"positive": (counted > 0).sum((-2, -1)), "negative": (counted < 0).sum((-2, -1))}
+    stacked = [torch.stack([RULES[rule](ranks, counts[f], f) for rule in rules], 2) for f in FEATURES]
+    return torch.stack(stacked, 1)
 
 
 # --- the experiment -------------------------------------------------------------------------------------
@@ -116,14 +127,24 @@ class Masked(NamedTuple):
 
     Attributes:
         unmasked: (B, 2), targets t1 and t2.
-        masked: (B, explainers, 2 targets, baselines, 2 features, 2 contrasts, rules).
+        masked: (B, explainers, 2 targets, baselines, 2 features, contrasts, rules).
         constant_gradient: whether the gradient was constant over the map of every image, because only pooling
             follows the layer: GradCAM and the linear approximation are then the same map, and so is XGradCAM where
             no activation is negative.
+        n_evaluated: how many masked images the network saw; settings that hide the same pixels share one.
     """
 
     unmasked: Tensor
     masked: Tensor
+    constant_gradient: bool
+    n_evaluated: int
+
+
+class Explained(NamedTuple):
+    """One forward pass and its pull-backs: logits (B, K), maps (B, explainers, 2 targets, contrasts, h, w)."""
+
+    logits: Tensor
+    maps: Tensor
     constant_gradient: bool
 
 
@@ -132,23 +153,29 @@ def blur_and_mask(
     images: Tensor,
     layer: nn.Module,
     explainers: Sequence[str],
+    contrasts: Sequence[str],
     baselines: Sequence[str],
     rules: Sequence[str],
     blur: Blur,
+    chunk: int,
 ) -> Masked:
     """The blur and mask experiment on one batch, for its two most probable classes.
+
+    Each image is blurred once, and each distinct mask of it evaluated once for each baseline, read for both targets.
 
     Args:
         network: maps images (B, 3, H, W) in [0, 1] to logits (B, K).
         images: (B, 3, H, W) in [0, 1].
         layer: the explanation layer.
         explainers: names in `explainers.cam.MAPS`.
+        contrasts: names that `explain` takes, both of `PAIR` among them.
         baselines: names in `BASELINES`.
         rules: names in `RULES`.
         blur: kernel and sigma of `gaussian_blur`.
+        chunk: how many masked images are evaluated at once, which bounds the memory.
 
     Raises:
-        ValueError: unknown names, or a layer without a map.
+        ValueError: unknown names, contrasts without the pair, or a layer without a map.
     """
     for what, names, known in (
         ("explainer of a layer", explainers, cam.MAPS),
@@ -157,27 +184,58 @@ def blur_and_mask(
     ):
         for name in names:
             runtime.check_name(what, name, known)
-    recorded = taps.record(network, images, layer)
-    leading = recorded.logits.topk(2).indices  # (B, 2)
-    cotangents = torch.stack([cotangent(name, recorded.logits, leading) for name in CONTRASTS], 2)
-    gradients = recorded.pull_back(cotangents.flatten(1, 2))  # (B, targets * contrasts, C, h, w)
+    if not set(PAIR) <= set(contrasts):
+        raise ValueError(f"masking compares {' with '.join(PAIR)}: the contrasts {', '.join(contrasts)} lack one")
+    explained = _explained(network, images, layer, explainers, contrasts)
+    leading = explained.logits.topk(2).indices  # (B, 2)
     zero = getattr(network, "mean", torch.zeros(3, 1, 1))
-    replacements = [BASELINES[name](images, zero, blur) for name in baselines]
-    masked = torch.empty(
-        len(images), len(explainers), 2, len(baselines), len(FEATURES), len(CONTRASTS), len(rules), dtype=torch.float64
-    )
-    for e, explainer in enumerate(explainers):
-        maps = saliency(explainer, recorded.activation, gradients, images.shape[-2:]).unflatten(1, (2, len(CONTRASTS)))
-        for t in range(2):
-            for f, features in enumerate(FEATURES):
-                for r, rule in enumerate(rules):
-                    kept = RULES[rule](maps[:, t], features)  # (B, contrasts, H, W)
-                    for c in range(len(CONTRASTS)):
-                        for b, replacement in enumerate(replacements):
-                            logits = taps.logits(network, torch.where(kept[:, c, None], images, replacement))
-                            masked[:, e, t, b, f, c, r] = _relative(logits, leading, t)
-    unmasked = torch.stack([_relative(recorded.logits, leading, t) for t in range(2)], 1)
-    return Masked(unmasked.cpu(), masked, is_constant(gradients))
+    replacements = torch.stack([BASELINES[name](images, zero, blur) for name in baselines], 1)
+    pair = [contrasts.index(name) for name in PAIR]
+    evaluated = folded(network)
+    leads, n_evaluated = [], 0  # y_t1 - y_t2 of every setting
+    for image, maps, replacement, classes in zip(images, explained.maps, replacements, leading):
+        upsampled = resized(maps.flatten(0, 1), image.shape[-2:])  # (explainers * 2 targets, contrasts, H, W)
+        kept = kept_pixels(upsampled, pair, rules).flatten(0, 3)
+        distinct, place = _distinct(kept)
+        lead = _lead_of_masked(evaluated, image, distinct, replacement, classes, chunk)[:, place]
+        leads.append(lead.unflatten(1, (len(explainers), 2, len(FEATURES), len(contrasts), len(rules))))
+        n_evaluated += len(distinct) * len(baselines)
+    # t2's probability relative to t1's is sigmoid(-lead): no second evaluation.
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    masked = torch.stack(leads).movedim(1, 3)  # (B, explainers, 2 targets, baselines, 2 features, contrasts, rules)
+    masked = (masked * sign.view(2, 1, 1, 1, 1)).sigmoid()
+    unmasked = (_lead(explained.logits, leading)[:, None] * sign).sigmoid()
+    return Masked(unmasked, masked, explained.constant_gradient, n_evaluated)
+
+
+def _explained(
+    network: nn.Module, images: Tensor, layer: nn.Module, explainers: Sequence[str], contrasts: Sequence[str]
+) -> Explained:
+    """Explain the two most probable classes. The graph is gone when this returns."""
+    recorded = taps.record(network, images, layer)
+    pulled = pull_back(recorded, contrasts, recorded.logits.topk(2).indices)
+    maps = [contrast_maps(explainer, recorded.activation, pulled).transpose(1, 2) for explainer in explainers]
+    return Explained(recorded.logits, torch.stack(maps, 1), is_constant(pulled.gradients))
+
+
+def _distinct(kept: Tensor) -> tuple[Tensor, list[int]]:
+    """The distinct masks among (S, H, W), and for each of the S its place among them."""
+    seen: dict[bytes, int] = {}
+    place = [seen.setdefault(mask.tobytes(), len(seen)) for mask in kept.cpu().numpy()]
+    return kept[[place.index(p) for p in range(len(seen))]], place
+
+
+def _lead_of_masked(
+    network: nn.Module, image: Tensor, kept: Tensor, replacement: Tensor, classes: Tensor, chunk: int
+) -> Tensor:
+    """y_t1 - y_t2 of one image behind masks (U, H, W) over baselines (b, 3, H, W): (b, U)."""
+    shape, leads = (len(replacement), len(kept)), []
+    for part in torch.arange(len(replacement) * len(kept), device=kept.device).split(chunk):
+        baseline, mask = part // len(kept), part % len(kept)
+        masked = torch.where(kept[mask, None], image, replacement[baseline])
+        logits = taps.logits(network, masked.contiguous(memory_format=torch.channels_last))
+        leads.append(_lead(logits, classes.expand(len(part), 2)))
+    return torch.cat(leads).view(shape)
 
 
 def is_constant(gradients: Tensor) -> bool:
@@ -186,8 +244,10 @@ def is_constant(gradients: Tensor) -> bool:
     return bool((gradients - centre).abs().max() <= 1e-5 * gradients.abs().max())
 
 
-def _relative(logits: Tensor, leading: Tensor, t: int) -> Tensor:
-    return relative_probability(logits.double(), leading[:, t], leading[:, 1 - t]).cpu()
+def _lead(logits: Tensor, leading: Tensor) -> Tensor:
+    """y_t1 - y_t2 in float64 on the CPU: (B, K) and (B, 2) -> (B,). Its sigmoid is the `relative_probability`."""
+    first, second = logits.double().gather(-1, leading).cpu().unbind(-1)
+    return first - second
 
 
 def _ranks(maps: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Means over images, what is computed from them, and bootstrap intervals."""
+"""Means over images, what is computed from them, bootstrap intervals, and a test of paired differences."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -56,3 +56,31 @@ def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
     scale = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
     return np.divide((x * y).sum(-1), scale, out=np.zeros_like(scale), where=scale > 0)
+
+
+def sign_flip_test(differences: np.ndarray, rng: np.random.Generator, n_flips: int = 9999) -> np.ndarray:
+    """Two-sided p-values of paired differences (B, ...) with mean zero, from flipping the signs of images B.
+
+    Where nothing but chance tells the pair apart, each image's difference may as well have the other sign. All 2^B
+    signs are tried if they are not more than `n_flips`; otherwise that many random ones, and the observed one counts
+    among them. All columns share the flips.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    n_images = len(differences)
+    if n_images == 0:
+        raise ValueError("no images to test a difference on")
+    flat = differences.reshape(n_images, -1)
+    exact = n_images < 63 and 2**n_images <= n_flips
+    # What is as large as observed up to rounding counts as large.
+    observed = np.abs(flat.sum(0)) * (1 - 1e-12)
+    n_as_large = np.zeros(flat.shape[1]) if exact else np.ones(flat.shape[1])
+    for start in range(0, 2**n_images if exact else n_flips, 1000):
+        if exact:
+            numbers = np.arange(start, min(start + 1000, 2**n_images))
+            signs = 1 - 2 * (numbers[:, None] >> np.arange(n_images) & 1)
+        else:
+            signs = 1 - 2 * rng.integers(0, 2, (min(1000, n_flips - start), n_images))
+        n_as_large += (np.abs(signs @ flat) >= observed).sum(0)
+    return (n_as_large / (2**n_images if exact else n_flips + 1)).reshape(differences.shape[1:])

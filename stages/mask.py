@@ -3,13 +3,13 @@
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, ListOf, Stage, option
+from _command import COUNT, POSITIVE, ListOf, SharedStage, option, workplace
 
-from cxlib import masking, networks, runtime
+from cxlib import masking, networks, runs, runtime
 from cxlib.datasets import images
 
 
-@click.command(cls=Stage)
+@click.command(cls=SharedStage)
 @option("--network")
 @option("--report")
 @option("--data")
@@ -17,6 +17,7 @@ from cxlib.datasets import images
 @option("--crop", bool)
 @option("--layer")
 @option("--explainers", ListOf(str))
+@option("--contrasts", ListOf(str))
 @option("--baselines", ListOf(str))
 @option("--rules", ListOf(str))
 @option("--blur-kernel", POSITIVE)
@@ -25,43 +26,59 @@ from cxlib.datasets import images
 @option("--max-images", COUNT)
 @option("--max-images-below", COUNT)
 @option("--batch-size", POSITIVE)
+@option("--chunk", POSITIVE)
 @option("--device")
+@option("--threads", POSITIVE)
 @option("--seed", COUNT)
 @option("--out")
-def main(network, report, data, image_size, crop, layer, explainers, baselines, rules, **options):
-    """Write the relative probabilities of some images on each side of the threshold (0: all) to --out."""
-    device = runtime.device(options["device"])
-    model = networks.load(network).to(device, memory_format=torch.channels_last)
-    tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
-    blur = masking.Blur(options["blur_kernel"], options["blur_sigma"])
+def main(network, report, data, image_size, crop, layer, explainers, contrasts, baselines, rules, **options):
+    """Write the relative probabilities of some images on each side of the threshold (0: all) to --out.
+
+    --batch-size images are explained at once, --chunk masked ones evaluated.
+    """
     p_2 = np.sort(runtime.read_arrays(report)["probabilities"], 1)[:, -2]
     above, below = (np.flatnonzero(side).tolist() for side in (p_2 > options["threshold"], p_2 <= options["threshold"]))
     chosen = images.choose(above, options["max_images"], options["seed"])
     chosen += images.choose(below, options["max_images_below"], options["seed"])
-
     samples, prepare = images.read(data, "test"), images.preprocessing(image_size, crop)
-    results = []
-    for _, x, _ in images.batches(samples, chosen, prepare, options["batch_size"], device, f"mask {model.name}"):
-        results.append(masking.blur_and_mask(model, x, tapped, explainers, baselines, rules, blur))
-    if all(result.constant_gradient for result in results):
-        click.echo(
-            f"warning: the gradient is constant over the layer {layer} of {model.name}, so that GradCAM and linear"
-            " approximation are the same map, and XGradCAM too without negative activations: choose an earlier layer",
-            err=True,
+    blur = masking.Blur(options["blur_kernel"], options["blur_sigma"])
+    with runs.joined() as ranks, workplace(ranks, [network, report, *samples.paths]) as folder:
+        device = runtime.device(options["device"], options["threads"])
+        model = networks.load(network).to(device, memory_format=torch.channels_last)
+        tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
+
+        def compute(batch):
+            x, _ = images.load(samples, batch, prepare, device)
+            masked = masking.blur_and_mask(
+                model, x, tapped, explainers, contrasts, baselines, rules, blur, options["chunk"]
+            )
+            constant = np.array(masked.constant_gradient)
+            return {"unmasked": masked.unmasked.numpy(), "masked": masked.masked.numpy(), "constant": constant}
+
+        parts = runs.map_batches(compute, chosen, options["batch_size"], ranks, folder, f"mask {network}")
+        if parts is None:
+            return
+        if all(part["constant"] for part in parts):
+            click.echo(
+                f"warning: the gradient is constant over the layer {layer} of {model.name}, so that GradCAM and linear"
+                " approximation are the same map, and XGradCAM too without negative activations: choose an earlier"
+                " layer",
+                err=True,
+            )
+        runtime.write_arrays(
+            options["out"],
+            unmasked=np.concatenate([part["unmasked"] for part in parts]),
+            masked=np.concatenate([part["masked"] for part in parts]),
+            above=p_2[chosen] > options["threshold"],
+            p_2=p_2[chosen],
+            explainers=np.array(explainers),
+            targets=np.array(masking.TARGETS),
+            baselines=np.array(baselines),
+            features=np.array(masking.FEATURES),
+            contrasts=np.array(contrasts),
+            rules=np.array(rules),
+            images=np.array(chosen),
         )
-    runtime.write_arrays(
-        options["out"],
-        unmasked=torch.cat([result.unmasked for result in results]).numpy(),
-        masked=torch.cat([result.masked for result in results]).numpy(),
-        above=p_2[chosen] > options["threshold"],
-        explainers=np.array(explainers),
-        targets=np.array(masking.TARGETS),
-        baselines=np.array(baselines),
-        features=np.array(masking.FEATURES),
-        contrasts=np.array(masking.CONTRASTS),
-        rules=np.array(rules),
-        images=np.array(chosen),
-    )
 
 
 if __name__ == "__main__":

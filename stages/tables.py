@@ -1,4 +1,4 @@
-"""Gather the masked networks: Table 1 and the table below its threshold, beside the printed numbers."""
+"""Gather the masked networks: Table 1, the table below its threshold, beside the printed numbers, and both by p_2."""
 
 import click
 import numpy as np
@@ -16,14 +16,16 @@ from cxlib import runtime, tables
 @option("--seed", COUNT)
 @option("--table")
 @option("--under-table")
+@option("--by-ambiguity")
 @option("--metrics")
-def main(networks, folder, reference, under_reference, seed, table, under_table, metrics):
+def main(networks, folder, reference, under_reference, seed, table, under_table, by_ambiguity, metrics):
     """Read --folder/NETWORK.npz of every network asked for; a missing one is an error, any other is removed."""
     cells = runtime.read_cells(folder, networks)
     above = tables.masking(cells, True, np.random.default_rng(seed))
     below = tables.masking(cells, False, np.random.default_rng(seed))
     runtime.write_csv(table, tables.with_published(above, pd.read_csv(reference)))
     runtime.write_csv(under_table, tables.with_published(below, pd.read_csv(under_reference)))
+    runtime.write_csv(by_ambiguity, tables.by_ambiguity(cells, np.random.default_rng(seed)))
 
     # Headlines: the mean over explainers and baselines.
     kept = above[above["kept_features"] != "all"]

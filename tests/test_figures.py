@@ -42,6 +42,81 @@ def test_every_bar_of_figures_1_and_2_is_its_change(drawn):
         assert f"{epsilon:g}, n = {n}" in axes[0, c].get_title()
 
 
+def intervals(axis):
+    """What an axis shows as error bars: {colour: (x, y, segments)}."""
+    return {
+        to_rgba(points.get_color()): (*np.array(points.get_data(), float), np.array(bars[0].get_segments()))
+        for points, _, bars in (container.lines for container in axis.containers)
+    }
+
+
+def test_every_dot_of_table_1_is_its_mean_with_its_interval_and_the_printed_value(drawn):
+    rng = np.random.default_rng(0)
+    explainers, baselines, rules = ("xgradcam", "gradcam"), ("zeros", "gaussian_blur"), ("published", "equal_kept")
+    columns = list(product(("t1", "t2"), ("positive", "negative")))
+    contrasts = ("original", "weighted", "normalised")
+    rows = [
+        (e, t, "none", "all", "none", "none", 0.2 + 0.5 * (t == "t1")) for e, t in product(explainers, ("t1", "t2"))
+    ]
+    for e, b, r, (t, f), c in product(explainers, baselines, rules, columns, contrasts):
+        rows.append((e, t, b, f, c, r, rng.random()))
+    keys = ["explainer", "target", "baseline", "kept_features", "contrast", "rule"]
+    table = pd.DataFrame(rows, columns=[*keys, "relative_probability"]).assign(network="vgg16_bn")
+    table["low"], table["high"] = table["relative_probability"] - 0.1, table["relative_probability"] + 0.2
+    table["published"] = np.where(table["contrast"] == "normalised", np.nan, rng.random(len(table)))
+    figures.table_1(table, "unused.png")
+    axes = np.array(drawn[0].axes).reshape(2, 4)
+    names = [text.get_text() for text in axes[0, 0].get_yticklabels()]
+    assert names == ["XGradCAM, zeros", "XGradCAM, gaussian blur", "GradCAM, zeros", "GradCAM, gaussian blur"]
+    cells = table.set_index(["rule", "target", "kept_features", "contrast", "explainer", "baseline"])
+    for (r, rule), (c, (target, features)) in product(enumerate(rules), enumerate(columns)):
+        axis = axes[r, c]
+        assert features in axes[0, c].get_title()
+        assert axis.lines[0].get_xdata()[0] == pytest.approx(0.7 if target == "t1" else 0.2)  # the unmasked image
+        printed = [line.get_xdata() for line in axis.lines if line.get_marker() == "D"]
+        assert len(printed) == 2
+        for k, contrast in enumerate(contrasts):
+            expected = [cells.loc[rule, target, features, contrast, e, b] for e, b in product(explainers, baselines)]
+            x, y, segments = intervals(axis)[to_rgba(figures.COLOURS[contrast])]
+            np.testing.assert_allclose(x, [row["relative_probability"] for row in expected])
+            np.testing.assert_allclose(np.round(y), range(4))
+            np.testing.assert_allclose(segments[..., 0], [(row["low"], row["high"]) for row in expected])
+            if contrast != "normalised":
+                np.testing.assert_allclose(printed[k], [row["published"] for row in expected])
+
+
+def test_a_table_without_images_says_so(drawn):
+    table = pd.DataFrame(columns=["network", "rule", "target", "kept_features", "contrast", "explainer", "baseline"])
+    figures.table_1(table, "unused.png")
+    assert "No test image" in drawn[0].texts[0].get_text()
+
+
+def test_every_point_by_ambiguity_is_its_row(drawn):
+    rng = np.random.default_rng(0)
+    bins, contrasts, rules = ("> 0.1", "0.01–0.1", "< 0.001"), ("original", "weighted"), ("published", "equal_kept")
+    columns = list(product(("t1", "t2"), ("positive", "negative")))
+    rows = [(p, t, "all", "none", "none") for p, t in product(bins, ("t1", "t2"))]
+    rows += [(p, t, f, c, r) for p, (t, f), c, r in product(bins, columns, contrasts, rules)]
+    keys = ["p_2", "target", "kept_features", "contrast", "rule"]
+    table = pd.DataFrame(rows, columns=keys).assign(network="vgg16_bn", baseline="all")
+    table["n_images"] = table["p_2"].map({"> 0.1": 40, "0.01–0.1": 12, "< 0.001": 3})
+    table["relative_probability"] = rng.random(len(table))
+    table["low"], table["high"] = table["relative_probability"] - 0.1, table["relative_probability"] + 0.2
+    figures.by_ambiguity(table, "unused.png")
+    axes = np.array(drawn[0].axes).reshape(2, 4)
+    ticks = [text.get_text() for text in axes[1, 0].get_xticklabels()]
+    assert ticks == ["> 0.1\n(40)", "0.01–0.1\n(12)", "< 0.001\n(3)"]
+    cells = table.set_index(["rule", "target", "kept_features", "contrast", "p_2"])
+    for (r, rule), (c, (target, features)) in product(enumerate(rules), enumerate(columns)):
+        for contrast in ("none", *contrasts):
+            kind = (rule, features) if contrast != "none" else ("none", "all")
+            expected = [cells.loc[kind[0], target, kind[1], contrast, p] for p in bins]
+            x, y, segments = intervals(axes[r, c])[to_rgba(figures.COLOURS.get(contrast, "0.6"))]
+            np.testing.assert_allclose(y, [row["relative_probability"] for row in expected])
+            np.testing.assert_allclose(np.round(x), range(3))
+            np.testing.assert_allclose(segments[..., 1], [(row["low"], row["high"]) for row in expected])
+
+
 def test_every_panel_of_figures_3_and_4_is_its_map(drawn):
     rng = np.random.default_rng(1)
     maps = {

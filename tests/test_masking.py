@@ -11,12 +11,12 @@ from cxlib import networks
 from cxlib.explainers import cam, explain
 from cxlib.masking import (
     BASELINES,
-    CONTRASTS,
     FEATURES,
     RULES,
     Blur,
     blur_and_mask,
     is_constant,
+    kept_pixels,
     relative_probability,
 )
 
@@ -127,6 +127,11 @@ def literal_equal_kept(maps, features):
 LITERAL = {"published": literal_published, "equal_kept": literal_equal_kept}
 
 
+def kept_by(rule, maps, features):
+    """(B, M, H, W) maps, all of which set the number of hidden pixels -> (B, M, H, W)."""
+    return kept_pixels(maps, range(maps.shape[1]), [rule])[:, FEATURES.index(features), :, 0]
+
+
 def some_maps(size=(9, 11)):
     """Maps of differing balance: (5 images, 2 maps, H, W); rounded, so that values and zeros are tied."""
     shift = torch.tensor([[0.0, 0.3], [1.0, -1.0], [-0.7, 0.0], [3.0, 2.0], [-3.0, 0.4]])[..., None, None]
@@ -138,13 +143,13 @@ def some_maps(size=(9, 11)):
 def test_a_rule_is_what_its_words_say(rule, features):
     maps = some_maps()
     expected = np.stack([LITERAL[rule](m, features) for m in maps.numpy()])
-    assert torch.equal(RULES[rule](maps, features), torch.from_numpy(expected))
+    assert torch.equal(kept_by(rule, maps, features), torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("rule", RULES)
 def test_both_maps_of_an_image_keep_the_same_number_of_pixels(rule, features):
-    counts = RULES[rule](some_maps(), features).sum((-2, -1))
+    counts = kept_by(rule, some_maps(), features).sum((-2, -1))
     assert torch.equal(counts[:, 0], counts[:, 1])
     assert (counts > 0).any()
 
@@ -153,7 +158,7 @@ def test_both_maps_of_an_image_keep_the_same_number_of_pixels(rule, features):
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_kept_lies_above_or_below_what_is_hidden(rule, features):
     maps = some_maps()
-    kept = RULES[rule](maps, features)
+    kept = kept_by(rule, maps, features)
     above, below = (kept, ~kept) if features == "positive" else (~kept, kept)
     lowest_above = maps.masked_fill(~above, torch.inf).amin((-2, -1))
     highest_below = maps.masked_fill(~below, -torch.inf).amax((-2, -1))
@@ -164,15 +169,15 @@ def test_what_is_kept_lies_above_or_below_what_is_hidden(rule, features):
 @pytest.mark.parametrize("rule", RULES)
 def test_a_batch_of_maps_is_masked_as_single_images_are(rule, features):
     maps = some_maps()
-    alone = [RULES[rule](m[None], features) for m in maps]
-    assert torch.equal(RULES[rule](maps, features), torch.cat(alone))
+    alone = [kept_by(rule, m[None], features) for m in maps]
+    assert torch.equal(kept_by(rule, maps, features), torch.cat(alone))
 
 
 def test_equal_kept_keeps_the_smaller_count_and_only_features_of_the_kind_asked_for():
     maps = some_maps()
     for features, sign in (("positive", 1), ("negative", -1)):
         of_kind = (sign * maps > 0).sum((-2, -1))
-        kept = RULES["equal_kept"](maps, features)
+        kept = kept_by("equal_kept", maps, features)
         assert torch.equal(kept.sum((-2, -1)), of_kind.amin(-1, keepdim=True).expand_as(of_kind))
         assert (sign * maps[kept] > 0).all()
 
@@ -180,8 +185,8 @@ def test_equal_kept_keeps_the_smaller_count_and_only_features_of_the_kind_asked_
 def test_published_hides_as_many_as_are_positive_and_one_fewer_than_are_negative():
     """Four pixels, 3 and 2 of them positive, 1 and 2 negative: 2 are hidden for positive, 2 - 1 for negative."""
     maps = torch.tensor([[[[-1.0, 1.0], [2.0, 3.0]], [[-2.0, -1.0], [5.0, 4.0]]]])
-    assert RULES["published"](maps, "positive")[0].tolist() == [[[False, False], [True, True]]] * 2
-    assert RULES["published"](maps, "negative")[0].tolist() == [
+    assert kept_by("published", maps, "positive")[0].tolist() == [[[False, False], [True, True]]] * 2
+    assert kept_by("published", maps, "negative")[0].tolist() == [
         [[True, True], [True, False]],
         [[True, True], [False, True]],
     ]
@@ -196,20 +201,23 @@ def test_ties_keep_the_pixels_order(rule, features):
     half[..., :20, :] *= -1
     maps = torch.cat([constant, half], 1)
     expected = LITERAL[rule](maps[0].numpy(), features)
-    assert torch.equal(RULES[rule](maps, features)[0], torch.from_numpy(expected))
+    assert torch.equal(kept_by(rule, maps, features)[0], torch.from_numpy(expected))
 
 
 def test_a_map_without_features_of_the_kind_keeps_none_of_them_under_equal_kept():
     maps = torch.stack([torch.ones(3, 3), -torch.ones(3, 3)])[None]
     for features in FEATURES:
-        assert not RULES["equal_kept"](maps, features).any()
+        assert not kept_by("equal_kept", maps, features).any()
 
 
 # --- the experiment ---
 
 
-def slow_blur_and_mask(wrapped, image, layer, explainers, baselines, rules, blur):
-    """One image, a setting at a time, masking the normalised image as the published code does."""
+def slow_blur_and_mask(wrapped, image, layer, explainers, contrasts, baselines, rules, blur):
+    """One image, a setting at a time, masking the normalised image as the published code does.
+
+    The count of hidden pixels is that of original and weighted; a third contrast hides as many.
+    """
     x = image[None]
     normalised = (x - wrapped.mean) / wrapped.std
     leading = wrapped(x)[0].sort(descending=True).indices[:2].tolist()
@@ -226,11 +234,17 @@ def slow_blur_and_mask(wrapped, image, layer, explainers, baselines, rules, blur
     masked = []
     for explainer, t, baseline, features in product(explainers, range(2), baselines, FEATURES):
         target = torch.tensor([leading[t]])
-        maps = [explain(wrapped, x, target, explainer, contrast, layer)[0].numpy() for contrast in CONTRASTS]
-        for c, rule in product(range(len(CONTRASTS)), rules):
-            kept = torch.from_numpy(LITERAL[rule](np.stack(maps), features)[c])
-            masked.append(value(torch.where(kept, normalised, replacements[baseline]), t))
-    shape = (len(explainers), 2, len(baselines), len(FEATURES), len(CONTRASTS), len(rules))
+        of = {c: explain(wrapped, x, target, explainer, c, layer)[0].numpy() for c in ("original", "weighted")}
+        for contrast, rule in product(contrasts, rules):
+            pair = np.stack(list(of.values()))
+            if contrast in of:
+                kept = LITERAL[rule](pair, features)[list(of).index(contrast)]
+            else:
+                n_kept = LITERAL[rule](pair, features)[0].sum()
+                ranks = literal_ranks(explain(wrapped, x, target, explainer, contrast, layer).numpy())[0]
+                kept = ranks >= ranks.size - n_kept if features == "positive" else ranks < n_kept
+            masked.append(value(torch.where(torch.from_numpy(kept), normalised, replacements[baseline]), t))
+    shape = (len(explainers), 2, len(baselines), len(FEATURES), len(contrasts), len(rules))
     return torch.tensor([value(normalised, t) for t in range(2)]), torch.tensor(masked).view(shape)
 
 
@@ -238,15 +252,20 @@ def wrap(network):
     return networks.freeze(networks.Network("tiny", network, {})).double()
 
 
-EXPERIMENT = (list(cam.MAPS), list(BASELINES), list(LITERAL), SMALL)
+EXPERIMENT = (list(cam.MAPS), ["original", "normalised", "weighted"], list(BASELINES), list(LITERAL), SMALL)
 
 
-def test_the_experiment_is_every_setting_done_slowly(network, images):
+def experiment(network, images, layer, chunk=50):
+    return blur_and_mask(network, images, layer, *EXPERIMENT, chunk)
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_the_experiment_is_every_setting_done_slowly(network, images, chunk):
     wrapped = wrap(network)
     layer = network.features[4]
-    unmasked, masked, _ = blur_and_mask(wrapped, images, layer, *EXPERIMENT)
+    unmasked, masked, _, _ = experiment(wrapped, images, layer, chunk)
     assert unmasked.dtype == masked.dtype == torch.float64
-    assert masked.shape == (4, 3, 2, 3, 2, 2, 2)
+    assert masked.shape == (4, 3, 2, 3, 2, 3, 2)
     for i, image in enumerate(images):
         expected_unmasked, expected = slow_blur_and_mask(wrapped, image, layer, *EXPERIMENT)
         torch.testing.assert_close(unmasked[i].float(), expected_unmasked.float(), rtol=0, atol=1e-6)
@@ -256,25 +275,66 @@ def test_the_experiment_is_every_setting_done_slowly(network, images):
 
 def test_a_batch_gives_what_single_images_give(network, images):
     wrapped = wrap(network)
-    together = blur_and_mask(wrapped, images, network.features[4], *EXPERIMENT)
+    together = experiment(wrapped, images, network.features[4])
+    alone = [experiment(wrapped, images[i : i + 1], network.features[4]) for i in range(4)]
     for i in range(4):
-        alone = blur_and_mask(wrapped, images[i : i + 1], network.features[4], *EXPERIMENT)
-        torch.testing.assert_close(together.unmasked[i : i + 1], alone.unmasked, rtol=0, atol=1e-9)
-        torch.testing.assert_close(together.masked[i : i + 1], alone.masked, rtol=0, atol=1e-9)
+        torch.testing.assert_close(together.unmasked[i : i + 1], alone[i].unmasked, rtol=0, atol=1e-9)
+        torch.testing.assert_close(together.masked[i : i + 1], alone[i].masked, rtol=0, atol=1e-9)
+    assert together.n_evaluated == sum(one.n_evaluated for one in alone)
+
+
+def test_a_further_contrast_changes_nothing_of_original_and_weighted(network, images):
+    explainers, _, *rest = EXPERIMENT
+    layer, wrapped = network.features[4], wrap(network)
+    two, five = (
+        blur_and_mask(wrapped, images, layer, explainers, contrasts, *rest, 50)
+        for contrasts in (["original", "weighted"], ["max", "weighted", "normalised", "mean", "original"])
+    )
+    torch.testing.assert_close(two.masked, five.masked[..., [4, 1], :], rtol=0, atol=1e-12)
+
+
+def test_contrasts_without_the_pair_that_sets_the_area_are_refused(network, images):
+    explainers, _, *rest = EXPERIMENT
+    with pytest.raises(ValueError, match="original with weighted: the contrasts original, normalised lack one"):
+        blur_and_mask(wrap(network), images, network.features[4], explainers, ["original", "normalised"], *rest, 50)
+
+
+def test_masks_that_hide_the_same_pixels_are_evaluated_once(pooled, images, monkeypatch):
+    """Behind the last convolution the explainers are one map up to rounding, so that many masks are the same.
+
+    The hook that looks at its input also keeps torch.fx from following the network, and so from folding it.
+    """
+    wrapped, seen = wrap(pooled), []
+    pooled.register_forward_hook(lambda _module, inputs, _output: seen.extend(inputs[0].unbind()))
+    result = experiment(wrapped, images, pooled.features[6], chunk=13)
+    masked = torch.stack(seen[4:])  # behind the forward pass of the four images
+    assert result.n_evaluated == len(masked) < 0.5 * result.masked.numel()
+    values, counts = torch.unique(masked.flatten(1), dim=0, return_counts=True)
+    images_themselves = ((images - wrapped.mean) / wrapped.std).flatten(1)
+    for value in values[counts > 1]:  # a mask that hides all, or nothing, is the same over some baselines
+        alike = (value == images_themselves).all(1).any() or len(value.view(3, -1).unique(dim=1).T) == 1
+        assert alike
+
+
+def test_no_more_masked_images_than_a_chunk_are_evaluated_at_once(network, images):
+    sizes = []
+    network.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    experiment(wrap(network), images, network.features[4], chunk=11)
+    assert max(sizes[1:]) == 11
 
 
 def test_any_module_is_masked_with_black_where_it_tells_no_mean(network, images):
-    explainers, _, rules, blur = EXPERIMENT
+    explainers, contrasts, _, rules, blur = EXPERIMENT
     identity = networks.Network("tiny", network, {}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).double()
     plain, wrapped = (
-        blur_and_mask(n, images, network.features[4], explainers, ["zeros"], rules, blur).masked
+        blur_and_mask(n, images, network.features[4], explainers, contrasts, ["zeros"], rules, blur, 50).masked
         for n in (network, identity)
     )
-    assert torch.equal(plain, wrapped)
+    torch.testing.assert_close(plain, wrapped, rtol=0, atol=1e-12)
 
 
 def test_relative_probabilities_of_the_unmasked_leaders_sum_to_one_and_the_first_leads(network, images):
-    unmasked = blur_and_mask(wrap(network), images, network.features[4], *EXPERIMENT).unmasked
+    unmasked = experiment(wrap(network), images, network.features[4]).unmasked
     torch.testing.assert_close(unmasked.sum(-1), torch.ones(4, dtype=torch.float64))
     assert (unmasked[:, 0] >= 0.5).all()
 
@@ -285,7 +345,7 @@ def test_relative_probabilities_of_the_unmasked_leaders_sum_to_one_and_the_first
 )
 def test_the_flag_tells_a_layer_where_the_cams_coincide(request, images, kind, layer, constant):
     network = request.getfixturevalue(kind)
-    result = blur_and_mask(wrap(network), images, network.features[layer], *EXPERIMENT)
+    result = experiment(wrap(network), images, network.features[layer])
     assert result.constant_gradient is constant
     coincide = torch.allclose(result.masked, result.masked[:, :1].expand_as(result.masked), atol=1e-6)
     assert coincide is constant
@@ -305,11 +365,13 @@ def test_one_pixel_in_one_image_makes_a_gradient_not_constant():
         ({"explainers": ["gradient"]}, "'gradient': choose from gradcam"),
         ({"baselines": ["noise"]}, "noise.*gaussian_blur"),
         ({"rules": ["fair"]}, "fair.*equal_kept"),
+        ({"contrasts": ["original", "weighted", "best"]}, "unknown contrast 'best'.*normalised"),
         ({"layer": "head"}, r"needs a layer with output \(B, C, h, w\)"),
     ],
 )
 def test_unknown_names_are_answered_with_the_list_and_so_is_a_layer_without_a_map(flat, images, wrong, message):
-    asked = {"explainers": ["gradcam"], "baselines": ["zeros"], "rules": ["published"], "layer": "features"} | wrong
-    layer = networks.explanation_layer(flat, asked["layer"])
+    asked = {"explainers": ["gradcam"], "contrasts": ["original", "weighted"], "baselines": ["zeros"]}
+    asked = asked | {"rules": ["published"], "layer": "features"} | wrong
+    layer = networks.explanation_layer(flat, asked.pop("layer"))
     with pytest.raises(ValueError, match=message):
-        blur_and_mask(flat, images, layer, asked["explainers"], asked["baselines"], asked["rules"], SMALL)
+        blur_and_mask(flat, images, layer, **asked, blur=SMALL, chunk=8)

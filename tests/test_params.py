@@ -146,6 +146,7 @@ def test_paper_profile_is_the_published_setting():
     assert "published" in paper["masking"]["rules"]
     assert set(paper["localisation"]["explainers"]) == {*paper["masking"]["explainers"], "gradient"}
     assert set(paper["localisation"]["contrasts"]) >= {"original", "mean", "max", "weighted"}
+    assert paper["masking"]["contrasts"][:2] == ["original", "weighted"]
 
 
 @pytest.mark.parametrize(
@@ -303,11 +304,12 @@ def test_graph_lets_epsilons_reach_only_the_perturbation(mini):
 
 def test_graph_lets_explainers_reach_only_the_masks(mini):
     behind = stages_behind(mini, needs("masking.explainers"))
-    assert groups(behind) == {"mask", "tables", "claims"}
+    assert groups(behind) == {"mask", "tables", "table_figures", "claims"}
 
 
 LOCALISED = {"localise", "localisation", "figure_localisation"}
-EXPLAINED = {"accuracy", "mask", "tables", "maps_3", "maps_4", "figure_3", "figure_4", "claims", *LOCALISED}
+MAPPED = {"maps_3", "maps_4", "figure_3", "figure_4"}
+EXPLAINED = {"accuracy", "mask", "tables", "table_figures", "claims", *MAPPED, *LOCALISED}
 
 
 # Interpolated parameters change a command line: the same question, answered by resolving twice.

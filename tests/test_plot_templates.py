@@ -35,6 +35,18 @@ TABLE1 = {
     "low": [0.4],
     "high": [0.6],
 }
+BY_AMBIGUITY = {
+    "network": ["vgg16"],
+    "p_2": ["> 0.1", "0.01–0.1", "< 0.001"],
+    "target": ["t1", "t2"],
+    "baseline": ["all"],
+    "kept_features": ["positive", "negative"],
+    "contrast": ["original", "weighted", "normalised"],
+    "rule": ["published", "equal_kept"],
+    "n_images": [100],
+    "low": [0.4],
+    "high": [0.6],
+}
 CLAIMS = {
     "claim": [1],
     "network": ["all networks", "resnet18", "vgg16"],
@@ -76,6 +88,7 @@ BY_P_2 = {
 TABLES = {
     "plots/perturbation.csv": (PERTURBATION, "change", "network", "change", "grouped_bar"),
     "plots/table1.csv": (TABLE1, "relative_probability", "explainer", "relative_probability", "table1"),
+    "plots/by_ambiguity.csv": (BY_AMBIGUITY, "relative_probability", "p_2", "relative_probability", "table1"),
     "plots/claims.csv": (CLAIMS, "mean", "mean", "margin", "margins"),
     "plots/training.csv": (TRAINING, "test_accuracy", "epoch", "test_accuracy", "lines"),
     "plots/zero_gradients.csv": (ZEROS, "zero_share", "n_iterations", "zero_share", "lines"),

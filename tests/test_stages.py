@@ -197,8 +197,8 @@ def test_masking_tables_have_the_contracts_columns_and_both_sides(pipeline):
     for name, n_images in (("table1", pipeline.n_above), ("under_threshold", 5)):
         rows = read(pipeline.folder / "plots" / f"{name}.csv")
         assert list(rows[0])[: len(header)] == header
-        assert set(rows[0]) >= {"rule", "n_images", "low", "high"}
-        assert len(rows) == 3 * 2 * (1 + 3 * 2 * 2 * 2)
+        assert set(rows[0]) >= {"rule", "n_images", "low", "high", "margin", "p_value"}
+        assert len(rows) == 3 * 2 * (1 + 3 * 2 * 3 * 2)
         assert {row["n_images"] for row in rows} == {str(n_images)}
         assert all(float(row["low"]) <= float(row["relative_probability"]) <= float(row["high"]) for row in rows)
 
@@ -261,6 +261,15 @@ def test_localisation_headlines_are_means_of_single_images(pipeline):
     assert metrics["discriminative"] is True
 
 
+def test_the_table_by_ambiguity_holds_every_masked_image_once(pipeline):
+    rows = read(pipeline.folder / "plots" / "by_ambiguity.csv")
+    counts = {row["p_2"]: int(row["n_images"]) for row in rows}
+    assert sum(counts.values()) == pipeline.n_above + 5
+    assert len(rows) == len(counts) * 2 * (1 + 2 * 3 * 2)
+    cell = np.load(pipeline.folder / "data" / "masking" / "vgg16_bn_narrow.npz")
+    assert counts.get("> 0.1", 0) == (cell["p_2"] > 0.1).sum()
+
+
 def test_metrics_tell_what_the_reports_hold(pipeline):
     metrics = json.loads((pipeline.folder / "metrics" / "finetune.json").read_text())
     explained = find(metrics, "vgg16_bn_narrow")
@@ -293,8 +302,9 @@ def test_maps_show_images_above_the_threshold(pipeline):
     [
         "synthbirds", "contact_sheet", "finetune@vgg16_bn_narrow", "perturb@squeezenet1_1", "mask@vgg16_bn_narrow",
         "maps_3", "figure_3", "maps_4", "figure_4", "accuracy", "figure_1_2",
-        "gradient_norms", "figure_6", "tables", "claims", "perturbation", "localise@vgg16_bn_narrow", "localisation",
-        "figure_localisation",
+        "gradient_norms", "figure_6", "tables", "table_figures", "claims", "perturbation", "localise@vgg16_bn_narrow",
+        "localisation", "figure_localisation", "saturate@squeezenet1_1", "saturation", "figure_saturation",
+        "figure_published",
     ],
 )  # fmt: skip
 def test_stage_writes_the_same_bytes_again(here, name):
@@ -460,7 +470,7 @@ def test_published_settings_reach_every_table(paper):
     assert len(read(paper.folder / "plots" / "perturbation.csv")) == 5 * 2 * 2 * 3
     norms = pd.read_csv(paper.folder / "data" / "gradient_norms.csv")
     assert norms.groupby("image").size().tolist() == [145] * 4
-    assert len(read(paper.folder / "plots" / "table1.csv")) == 3 * 2 * (1 + 3 * 2 * 2 * 2)
+    assert len(read(paper.folder / "plots" / "table1.csv")) == 3 * 2 * (1 + 3 * 2 * 3 * 2)
     claims = json.loads((paper.folder / "metrics" / "claims.json").read_text())
     assert claims["claim_1"]["n_images"] == 4
     assert claims["claim_1"]["holds"] is False  # four images are too few to judge
@@ -480,9 +490,9 @@ def test_frozen_batch_norm_keeps_the_statistics_of_the_weights_and_the_rest_lear
 
 def test_tables_without_an_image_below_the_threshold(here, tmp_path):
     succeed(here.commands["mask@vgg16_bn_narrow"], threshold=0.0, out=tmp_path / "cells" / "vgg16_bn_narrow.npz")
-    paths = {name: tmp_path / name for name in ("table", "under_table", "metrics")}
+    paths = {name: tmp_path / name for name in ("table", "under_table", "by_ambiguity", "metrics")}
     succeed(here.commands["tables"], folder=tmp_path / "cells", **paths)
-    assert len(read(paths["table"])) == 150
+    assert len(read(paths["table"])) == 222
     assert len(read(paths["under_table"])) == 0
     assert json.loads(paths["metrics"].read_text())["n_images_below"] == 0
 
@@ -619,6 +629,7 @@ BAD = {
         ({"network": "data/networks/none.pt"}, ["data/networks/none.pt"]),
         ({"network": "data/reference/table1.csv"}, ["data/reference/table1.csv"]),
         ({"contrasts": "original,nonsense"}, ["'nonsense'", "weighted"]),
+        ({"contrasts": "original,normalised"}, ["'normalised'", "no cotangent"]),
         ({"epsilons": "0.001,-0.5"}, ["-0.5"]),
         ({"epsilons": "nan"}, ["nan"]),
         ({"n_iterations": "0"}, ["0"]),
@@ -627,6 +638,8 @@ BAD = {
         ({"layer": "features.99"}, ["'features.99'", "features.9"]),
         ({"explainers": "gradcam,nonsense"}, ["nonsense", "xgradcam"]),
         ({"explainers": "gradient"}, ["'gradient'", "xgradcam"]),
+        ({"contrasts": "original,weighted,nonsense"}, ["'nonsense'", "normalised"]),
+        ({"contrasts": "normalised,weighted"}, ["original with weighted", "normalised, weighted"]),
         ({"baselines": "nonsense"}, ["nonsense", "zeros"]),
         ({"rules": "nonsense"}, ["nonsense", "equal_kept"]),
         ({"blur_kernel": 8}, ["8"]),

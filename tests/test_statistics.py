@@ -7,7 +7,7 @@ from scipy import stats
 
 from cxlib import networks
 from cxlib.norms import gradient_norms, rank_correlation, ranks_to_explain, second_degree_fit
-from cxlib.statistics import bootstrap, bootstrap_mean, correlation
+from cxlib.statistics import bootstrap, bootstrap_mean, correlation, sign_flip_test
 
 # --- bootstrap ---
 
@@ -97,6 +97,52 @@ def test_one_image_has_no_spread_and_none_has_no_mean():
     assert bootstrap_mean(np.array([0.7]), np.random.default_rng(0)) == pytest.approx((0.7, 0.7, 0.7))
     with pytest.raises(ValueError, match="no images"):
         bootstrap_mean(np.empty((0, 3)), np.random.default_rng(0))
+
+
+# --- the paired test ---
+
+
+def scipys(sample, n=np.inf):
+    return stats.permutation_test(
+        (sample,), np.mean, permutation_type="samples", n_resamples=n, rng=np.random.default_rng(3)
+    ).pvalue
+
+
+@pytest.mark.parametrize("n_images", [2, 7, 12])
+def test_the_sign_flip_test_of_few_images_tries_all_signs_as_scipy_does(n_images):
+    samples = np.random.default_rng(0).normal(0.3, 1, (n_images, 4))
+    p = sign_flip_test(samples, np.random.default_rng(1))
+    np.testing.assert_allclose(p, [scipys(sample) for sample in samples.T], rtol=1e-12)
+
+
+def test_the_sign_flip_test_of_many_images_is_scipys_up_to_its_draws():
+    samples = np.random.default_rng(0).normal(0.15, 1, (60, 3, 2))
+    p = sign_flip_test(samples, np.random.default_rng(1))
+    assert p.shape == (3, 2)
+    expected = np.array([scipys(samples[:, i, j], 20_000) for i, j in np.ndindex(3, 2)]).reshape(3, 2)
+    np.testing.assert_allclose(p, expected, atol=0.015)
+    assert p.min() < 0.3 < p.max()
+
+
+@pytest.mark.parametrize("n_images", [9, 40])
+def test_differences_of_chance_are_significant_one_time_in_twenty(n_images):
+    samples = np.random.default_rng(0).normal(0, 1, (n_images, 2000))
+    p = sign_flip_test(samples, np.random.default_rng(1))
+    assert 0.03 < np.mean(p <= 0.05) < 0.07
+
+
+def test_a_clear_difference_has_the_smallest_p_value_and_none_has_one():
+    clear = np.full((30, 1), 0.2) + np.random.default_rng(0).normal(0, 0.01, (30, 1))
+    assert sign_flip_test(clear, np.random.default_rng(1)) == pytest.approx(1e-4)
+    assert sign_flip_test(-clear, np.random.default_rng(1)) == pytest.approx(1e-4)
+    assert sign_flip_test(clear[:8], np.random.default_rng(1)) == pytest.approx(2 / 2**8)
+    assert sign_flip_test(np.zeros((30, 2)), np.random.default_rng(1)).tolist() == [1, 1]
+    assert sign_flip_test(np.zeros((5, 2)), np.random.default_rng(1)).tolist() == [1, 1]
+
+
+def test_no_images_have_no_p_value():
+    with pytest.raises(ValueError, match="no images"):
+        sign_flip_test(np.empty((0, 2)), np.random.default_rng(0))
 
 
 # --- Figure 6 ---

@@ -51,6 +51,7 @@ def masking_cell(seed=0, n_above=30, n_below=12, shift=0.0):
         "unmasked": rng.random((n_images, 2)),
         "masked": masked,
         "above": np.arange(n_images) < n_above,
+        "p_2": np.where(np.arange(n_images) < n_above, 0.3, 0.05),
         "explainers": np.array(EXPLAINERS),
         "targets": np.array(TARGETS),
         "baselines": np.array(BASELINES),
@@ -138,7 +139,8 @@ def test_masking_table_holds_the_means_of_one_side(rng, above):
     cell = masking_cell()
     table = tables.masking({"vgg16_bn": cell}, above, rng)
     header = (REFERENCE / "table1.csv").read_text().splitlines()[0].split(",")
-    assert list(table.columns) == [*header, "rule", "n_images", "low", "high", "network"]
+    tested = ["margin", "margin_low", "margin_high", "p_value"]
+    assert list(table.columns) == [*header, "rule", "n_images", "low", "high", *tested, "network"]
     assert len(table) == 3 * 2 * (1 + 3 * 2 * 2 * 2)
     images = range(30) if above else range(30, 42)
     assert set(table["n_images"]) == {len(images)}
@@ -213,6 +215,50 @@ def test_localisation_by_p_2_puts_every_image_into_one_bin(rng):
 def test_bins_of_p_2_must_fall(rng):
     with pytest.raises(ValueError, match=r"must fall: \[0.01, 0.1\]"):
         tables.localisation_by_p_2({"vgg16_bn": localisation_cell()}, [0.01, 0.1], rng)
+
+
+def test_margin_of_a_contrast_is_what_it_gains_over_original_image_by_image(rng):
+    cell = masking_cell(shift=0.02)
+    table = tables.masking({"vgg16_bn": cell}, True, rng)
+    rows = table.set_index(["explainer", "target", "baseline", "kept_features", "contrast", "rule"])
+    for (e, explainer), (f, features), (r, rule) in itertools.product(
+        enumerate(EXPLAINERS), enumerate(FEATURES), enumerate(RULES)
+    ):
+        gained = (-1) ** f * (cell["masked"][:30, e, 1, 2, f, 1, r] - cell["masked"][:30, e, 1, 2, f, 0, r])
+        row = rows.loc[explainer, "t2", "channel_mean", features, "weighted", rule]
+        assert row["margin"] == pytest.approx(gained.mean())
+        assert row["margin_low"] < gained.mean() < row["margin_high"]
+        flips = np.random.default_rng(9).choice([-1, 1], (20_000, 30)) @ gained
+        assert row["p_value"] == pytest.approx(np.mean(np.abs(flips) >= abs(gained.sum()) - 1e-12), abs=0.02)
+    untested = table[table["contrast"].isin(["original", "none"])]
+    assert untested[["margin", "margin_low", "margin_high", "p_value"]].isna().all(axis=None)
+
+
+def test_table_by_ambiguity_holds_the_means_of_each_bin(rng):
+    cell = masking_cell(n_above=20, n_below=22)
+    cell["p_2"] = np.repeat([0.3, 0.1, 0.0100001, 0.01, 0.002, 0.0001], 7)
+    table = tables.by_ambiguity({"vgg16_bn": cell}, rng)
+    expected = {"> 0.1": range(7), "0.01–0.1": range(7, 21), "0.001–0.01": range(21, 35), "< 0.001": range(35, 42)}
+    assert list(dict.fromkeys(table["p_2"])) == list(expected) == list(tables.BINS)
+    assert len(table) == 4 * (2 + 2 * 2 * 2 * 2)
+    rows = table.set_index(["p_2", "target", "kept_features", "contrast", "rule"])
+    for name, images in expected.items():
+        for t, f, c, r in np.ndindex(2, 2, 2, 2):
+            values = [
+                float(cell["masked"][image, e, t, b, f, c, r])
+                for image, e, b in itertools.product(images, range(3), range(3))
+            ]
+            row = rows.loc[name, TARGETS[t], FEATURES[f], CONTRASTS[c], RULES[r]]
+            assert row["relative_probability"] == pytest.approx(mean(values))
+            assert row["n_images"] == len(images)
+            assert row["low"] < row["relative_probability"] < row["high"]
+        unmasked = rows.loc[name, "t1", "all", "none", "none"]["relative_probability"]
+        assert unmasked == pytest.approx(mean(float(cell["unmasked"][image, 0]) for image in images))
+
+
+def test_bins_without_images_have_no_rows(rng):
+    table = tables.by_ambiguity({"vgg16_bn": masking_cell()}, rng)
+    assert set(table["p_2"]) == {"> 0.1", "0.01–0.1"}
 
 
 def test_interval_of_a_constant_is_that_constant(rng):

@@ -1,0 +1,69 @@
+"""The benchmarks' literal loops are implementations of their own: the same numbers as cxlib's, or there is no ratio."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from cxlib import networks
+from cxlib.masking import Blur
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A benchmark's module by name."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "mobilenet_v3_small"])
+def test_all_24_settings_of_the_perturbation_on_8_images(benchmark, name):
+    """With batch norms folded and settings sharing passes, as the pipeline runs it.
+
+    In float64: in float32 a handful of signs at gradients next to zero turns around with the order of summation, and
+    a deep network of random weights makes much of it.
+    """
+    perturbation = benchmark("perturbation")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = networks.build(name, num_classes=20).double().train()
+        images = torch.nn.functional.interpolate(torch.rand(8, 3, 8, 8).double(), (32, 32), mode="bilinear")
+        targets = torch.randint(20, (8,))
+        # Statistics of real activations, without which a deep network of random weights says nothing.
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        network(images)
+    network.eval().requires_grad_()
+    expected = perturbation.literal(network, images, targets)
+    actual = perturbation.ours(perturbation.quick(network), images, targets)
+    assert actual.shape == expected.shape == (24, 3, 8)
+    accuracy, p_t, y_t = (expected - actual).abs().unbind(1)
+    assert not accuracy.any()
+    assert p_t.max() < 1e-9
+    assert y_t.max() < 1e-9 * expected[:, 2].abs().max()
+    assert "accuracy equal" in perturbation.check(actual, expected)
+    with pytest.raises(SystemExit, match="the sides differ"):
+        perturbation.check(actual * torch.tensor([1, 1.1, 1])[:, None], expected)
+
+
+def test_blur_and_mask(benchmark, monkeypatch):
+    masking = benchmark("masking")
+    monkeypatch.setattr(masking, "BLUR", Blur(21, 3.0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = networks.build("vgg16_bn_narrow", num_classes=5)
+    noise = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(noise, (48, 48), mode="bilinear")
+    layer, explainers, baselines = (
+        networks.explanation_layer(network, "features.23"),
+        ["gradcam", "xgradcam"],
+        ("zeros",),
+    )
+    expected = masking.literal(network.requires_grad_(), images, layer, explainers, baselines)
+    actual, n_evaluated = masking.ours(networks.freeze(network), images, layer, explainers, baselines)
+    assert 0 < n_evaluated <= actual.numel() == expected.numel()
+    assert "of the spread" in masking.check(actual, expected)
+    with pytest.raises(SystemExit, match="the sides differ"):
+        masking.check(actual, expected.flip(2))
