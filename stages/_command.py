@@ -41,6 +41,20 @@ def workplace(ranks: runs.Ranks, inputs: Iterable[str | Path]) -> AbstractContex
     return runs.workplace(Path(".resume", stage, runs.fingerprint(context.params, inputs)), ranks)
 
 
+def for_network(values: str, network: str) -> str:
+    """What `value,network=value,…` says for a network: its own value, or else the one without a name.
+
+    Raises:
+        ValueError: it says nothing for this network, or more than one thing.
+    """
+    pairs = [part.rpartition("=") for part in values.split(",")]
+    for wanted in (network, ""):
+        found = [value for name, _, value in pairs if name == wanted]
+        if len(found) == 1:
+            return found[0]
+    raise ValueError(f"{values!r} is not one value for {network}: write VALUE or VALUE,NETWORK=VALUE,...")
+
+
 class ListOf(click.ParamType):
     """A list: `a,b,c`, or `params.yaml:perturb.epsilons`, the list at a key of a YAML file.
 

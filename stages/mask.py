@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, ListOf, Stage, option
+from _command import COUNT, POSITIVE, ListOf, Stage, for_network, option
 
 from cxlib import masking, networks, runtime
 from cxlib.datasets import images
@@ -32,6 +32,7 @@ def main(network, report, data, image_size, crop, layer, explainers, baselines, 
     """Write the relative probabilities of some images on each side of the threshold (0: all) to --out."""
     device = runtime.device(options["device"])
     model = networks.load(network).to(device, memory_format=torch.channels_last)
+    layer = for_network(layer, model.name)
     tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"])
     p_2 = np.sort(runtime.read_arrays(report)["probabilities"], 1)[:, -2]
