@@ -153,11 +153,11 @@ def fine_tune(
         measure: called on all ranks after each epoch, with the number of epochs done; rank 0's value is kept.
         ranks: the processes that share the batches.
         folder: where the training is kept as `checkpoint.pt`, and is taken up again; None keeps nothing.
-        every: seconds between two checkpoints within an epoch; there is one at each epoch's end.
+        every: seconds between two checkpoints within an epoch; there is one after each epoch's measure.
 
     Raises:
         ValueError: an unknown name in the recipe, or a damaged checkpoint.
-        FloatingPointError: the loss is no longer finite; the last checkpoint stays, its weights are finite.
+        FloatingPointError: the loss is no longer finite; the last checkpoint, if there is one, stays.
     """
     runtime.check_name("schedule", recipe.schedule, SCHEDULES)
     runtime.check_name("augmentation", recipe.augmentation, AUGMENTATIONS)
@@ -226,7 +226,8 @@ def fine_tune(
             raise FloatingPointError(f"{error}{checkpoint.kept()}") from error
         step, total = 0, 0.0
         checkpoint.take(epochs, step, total)
-        checkpoint.write()
+        if epochs[-1].measured is not None:
+            checkpoint.write()
         yield epochs[-1]
     network.requires_grad_(False).eval()
 
@@ -274,7 +275,8 @@ def test(
 class _Checkpoint:
     """Where a training stands, in one file: written by rank 0, the same for all ranks.
 
-    What is taken within an epoch is written only when the next loss is finite, for finite weights may be ruined ones.
+    What is taken is written only once a later loss, or the test of an epoch, has shown that the weights are good:
+    finite ones may be ruined all the same.
     """
 
     def __init__(

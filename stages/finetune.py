@@ -6,28 +6,28 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, SharedStage, for_network, option, workplace
+from _command import COUNT, POSITIVE, ForNetwork, SharedStage, option, workplace
 
 from cxlib import networks, runs, runtime, training
 from cxlib.datasets import images
 
 
 @click.command(cls=SharedStage)
-@option("--network")
+@option("--network", is_eager=True)
 @option("--data")
-@option("--weights")
+@option("--weights", ForNetwork())
 @option("--weights-path")
 @option("--image-size", POSITIVE)
 @option("--crop", bool)
-@option("--epochs", COUNT)
-@option("--batch-size", POSITIVE)
-@option("--learning-rate", float)
-@option("--momentum", float)
-@option("--weight-decay", float)
-@option("--schedule", click.Choice(list(training.SCHEDULES)))
-@option("--clip", click.FloatRange(min=0))
-@option("--augmentation", click.Choice(list(training.AUGMENTATIONS)))
-@option("--batch-norm", click.Choice(list(training.BATCH_NORM)))
+@option("--epochs", ForNetwork(COUNT))
+@option("--batch-size", ForNetwork(POSITIVE))
+@option("--learning-rate", ForNetwork(float))
+@option("--momentum", ForNetwork(float))
+@option("--weight-decay", ForNetwork(float))
+@option("--schedule", ForNetwork(click.Choice(list(training.SCHEDULES))))
+@option("--clip", ForNetwork(click.FloatRange(min=0)))
+@option("--augmentation", ForNetwork(click.Choice(list(training.AUGMENTATIONS))))
+@option("--batch-norm", ForNetwork(click.Choice(list(training.BATCH_NORM))))
 @option("--precision", click.Choice(list(training.PRECISIONS)))
 @option("--workers", COUNT)
 @option("--device")
@@ -55,8 +55,9 @@ def main(
     """Write the trained network to --out, its test probabilities and training curves to --report.
 
     --curves is a folder for dvclive, written while training. An interrupted training goes on where it stood.
+    The weights and the recipe may differ by network: `0.003,squeezenet1_0=0.01`.
     """
-    recipe, weights = training.Recipe(**recipe), for_network(weights, network)
+    recipe = training.Recipe(**recipe)
     with runs.joined() as ranks:
         device = runtime.device(device, threads)
         test, train = images.read(data, "test"), images.read(data, "train") if recipe.epochs else None
@@ -106,17 +107,20 @@ def main(
 
 def live(folder, ranks):
     """A function that logs an epoch's numbers for `dvc plots`; on rank 0, where dvclive is installed."""
-    if ranks.rank:
-        return lambda *_, **__: None
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    try:
-        from dvclive import Live
-    except ImportError:
-        return lambda *_, **__: None
-    curves = Live(folder, save_dvc_exp=False, dvcyaml=None)
+    curves = None
 
-    # Neither next_step() nor end(): both would add a summary to the folder, which is no curve.
     def log(epoch, **values):
+        nonlocal curves
+        if ranks.rank:
+            return
+        if curves is None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            try:
+                from dvclive import Live
+            except ImportError:
+                return
+            curves = Live(folder, save_dvc_exp=False, dvcyaml=None)
+        # Neither next_step() nor end(): both would add a summary to the folder, which is no curve.
         curves.step = epoch
         for name, value in values.items():
             curves.log_metric(name, value)

@@ -222,19 +222,19 @@ def test_unknown_name_lists_the_choices(birds, field):
         train(birds, recipe(**{field: "nonsense"}))
 
 
-def finite(state):
-    return all(value.isfinite().all() for value in state.values())
+def sane(state):
+    return all(value.abs().max() < 1e3 for value in state.values())
 
 
 def test_diverging_training_keeps_the_last_good_state_and_names_its_file(birds, tmp_path, monkeypatch):
-    monkeypatch.setitem(SCHEDULES, "constant", lambda done: 1e25 if done > 0.7 else 1.0)  # of four epochs the third
+    monkeypatch.setitem(SCHEDULES, "constant", lambda done: 1e25 if done > 0.6 else 1.0)  # from 2.4 epochs on
     network = fresh()
     with pytest.raises(FloatingPointError, match=r"epoch 3: .*after 2 epochs and 1 steps.*checkpoint\.pt"):
         list(fine_tune(network, birds, recipe(epochs=4, batch_size=6), SIZE, 0, 0, folder=tmp_path, every=0))
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert (len(kept["epochs"]), kept["step"]) == (2, 2)
-    assert finite(kept["network"])
-    assert not finite(network.state_dict())
+    assert (len(kept["epochs"]), kept["step"]) == (2, 1)
+    assert sane(kept["network"])
+    assert not sane(network.state_dict())
 
 
 def test_divergence_that_only_the_test_shows_keeps_the_epoch_before(birds, tmp_path):
