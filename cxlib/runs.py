@@ -48,6 +48,28 @@ class Ranks:
         distributed.gather_object(content, gathered)
         return gathered
 
+    def broadcast(self, content: Any) -> Any:
+        """What rank 0 passed, on every rank. All ranks must call it."""
+        if self.size == 1:
+            return content
+        from torch import distributed
+
+        box = [content]
+        distributed.broadcast_object_list(box)
+        return box[0]
+
+    def add(self, tensors: Sequence[Any]) -> None:
+        """Replace tensors of one kind by their sums over the ranks, in place. All ranks must call it."""
+        if self.size == 1:
+            return
+        import torch
+        from torch import distributed
+
+        together = torch.cat([tensor.flatten() for tensor in tensors])
+        distributed.all_reduce(together)
+        for tensor, total in zip(tensors, together.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(total.view_as(tensor))
+
     def barrier(self) -> None:
         """Wait for all the others."""
         if self.size > 1:

@@ -68,16 +68,21 @@ def full_float32() -> Iterator[None]:
 
 
 @contextmanager
-def seeded(*seed: int) -> Iterator[None]:
-    """Draws of torch on the CPU come from this seed alone inside; the caller's random state is restored.
+def seeded(*seed: int, device: Any = "cpu") -> Iterator[None]:
+    """Draws of torch on the CPU, and on this device, come from this seed alone inside; the caller's state is restored.
 
-    For library code that takes no generator (layer initialisation, torchvision's transforms).
+    For library code that takes no generator (layer initialisation, torchvision's transforms, dropout).
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    gpus = [device] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
         # One 63-bit seed from several integers, without collisions between neighbours.
-        torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+        torch.default_generator.manual_seed(number)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(number)
         yield
 
 

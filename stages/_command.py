@@ -41,6 +41,41 @@ def workplace(ranks: runs.Ranks, inputs: Iterable[str | Path]) -> AbstractContex
     return runs.workplace(Path(".resume", stage, runs.fingerprint(context.params, inputs)), ranks)
 
 
+def for_network(values: str, network: str) -> str:
+    """What `value,network=value,…` says for a network: its own value, or else the one without a name.
+
+    Raises:
+        ValueError: it says nothing for this network, or more than one thing.
+    """
+    pairs = [part.rpartition("=") for part in values.split(",")]
+    for wanted in (network, ""):
+        found = [value for name, _, value in pairs if name == wanted]
+        if len(found) == 1:
+            return found[0]
+    raise ValueError(f"{values!r} is not one value for {network}: write VALUE or VALUE,NETWORK=VALUE,...")
+
+
+class ForNetwork(click.ParamType):
+    """A value for all networks, or `value,network=value,…` with values of their own for some; see `for_network`.
+
+    The network is the option --network, which must be eager.
+    """
+
+    name = "value"
+
+    def __init__(self, kind: Any = str):
+        self.kind = click.types.convert_type(kind)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """This network's value, of the wanted kind; anything else fails with the option's name."""
+        assert ctx is not None
+        try:
+            own = for_network(value, ctx.params["network"])
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return self.kind.convert(own, param, ctx)
+
+
 class ListOf(click.ParamType):
     """A list: `a,b,c`, or `params.yaml:perturb.epsilons`, the list at a key of a YAML file.
 
@@ -77,6 +112,6 @@ class ListOf(click.ParamType):
 POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 
 
-def option(name: str, kind: Any = str) -> Any:
+def option(name: str, kind: Any = str, is_eager: bool = False) -> Any:
     """A required option: stages have no defaults of their own, params.yaml has them."""
-    return click.option(name, type=kind, required=True)
+    return click.option(name, type=kind, required=True, is_eager=is_eager)

@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, ListOf, Stage, option
+from _command import COUNT, POSITIVE, ListOf, Stage, for_network, option
 
 from cxlib import networks, runtime
 from cxlib.datasets import images
@@ -33,6 +33,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     """
     device = runtime.device(options["device"], options["threads"])
     model = networks.load(network).to(device)
+    layer = for_network(layer, model.name)
     samples = images.read(data, "test")
     p = runtime.read_arrays(report)["probabilities"]
     leading = np.argsort(-p, 1, kind="stable")[:, :n_classes]

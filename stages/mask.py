@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, ListOf, SharedStage, option, workplace
+from _command import COUNT, POSITIVE, ListOf, SharedStage, for_network, option, workplace
 
 from cxlib import masking, networks, runs, runtime
 from cxlib.datasets import images
@@ -45,6 +45,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     with runs.joined() as ranks, workplace(ranks, [network, report, *samples.paths]) as folder:
         device = runtime.device(options["device"], options["threads"])
         model = networks.load(network).to(device, memory_format=torch.channels_last)
+        layer = for_network(layer, model.name)
         tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
 
         def compute(batch):

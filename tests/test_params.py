@@ -17,7 +17,7 @@ from dvc.repo import Repo
 ROOT = Path(__file__).parents[1]
 PROFILES = ("mini", "sample", "paper")
 LIST = re.compile(r"params\.yaml:(\S+)")
-SETTINGS = {"seed": 0, "device": "auto", "launch": "python"}
+SETTINGS = {"seed": 0, "device": "auto", "threads": 2, "launch": "python"}
 
 
 def load_module(path):
@@ -121,6 +121,8 @@ def test_paper_profile_is_the_published_setting():
         "finetune.momentum": 0.9,
         "finetune.weight_decay": 5e-4,
         "finetune.schedule": "constant",
+        "finetune.clip": 0,
+        "finetune.precision": "float32",
         "finetune.augmentation": "published",
         "finetune.batch_norm": "learned",
         "masking.layer": "auto",
@@ -275,6 +277,20 @@ def test_files_a_command_line_reads_and_writes_are_declared(name):
     paths = {value for value in options.values() if value.startswith(("data/", "plots/", "metrics/"))}
     paths |= {value for value in options.values() if re.fullmatch(r"\$\{\w+\.(data|path)\}", value)}
     assert paths - outs <= set(definition["deps"])
+
+
+@pytest.mark.parametrize(
+    ("values", "network", "expected"),
+    [("a", "n", "a"), ("a,n=b", "n", "b"), ("a,n=b", "m", "a"), ("n=b,a", "m", "a"), ("n=b,m=c", "m", "c")],
+)
+def test_a_networks_own_value_comes_before_that_of_all_others(values, network, expected):
+    assert load_module(ROOT / "stages" / "_command.py").for_network(values, network) == expected
+
+
+@pytest.mark.parametrize("values", ["a,b", "m=a", "n=a,n=b", "a,m=b,c"])
+def test_no_value_or_two_for_one_network_is_an_error(values):
+    with pytest.raises(ValueError, match=r"is not one value for n: write VALUE"):
+        load_module(ROOT / "stages" / "_command.py").for_network(values, "n")
 
 
 # --- what a change runs again -----------------------------------------------------------------------------------

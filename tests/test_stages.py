@@ -109,7 +109,8 @@ def here(pipeline, monkeypatch):
 
 
 def contents(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Every file but those of unfinished work."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and ".resume" not in path.parts)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
@@ -564,7 +565,8 @@ def test_constant_gradient_is_warned_of(here, tmp_path):
 
 def test_published_weights_are_taken_as_they_are(here, tmp_path):
     """No epochs: the network is tested and nothing else."""
-    succeed(here.commands["finetune@vgg16_bn_narrow"], epochs=0, out=tmp_path / "n.pt", report=tmp_path / "r.npz")
+    outs = {"out": tmp_path / "n.pt", "report": tmp_path / "r.npz", "curves": tmp_path / "curves"}
+    succeed(here.commands["finetune@vgg16_bn_narrow"], epochs=0, **outs)
     with np.load(tmp_path / "r.npz") as report:
         assert len(report["losses"]) == len(report["accuracies"]) == 0
         assert report["probabilities"].shape == (24, 8)
@@ -577,6 +579,7 @@ def test_accuracy_without_any_training_has_no_curves(here, tmp_path):
             "epochs": 0,
             "network": network,
             "out": tmp_path / "n.pt",
+            "curves": tmp_path / "curves",
             "report": tmp_path / name / f"{network}.npz",
         }
         succeed(here.commands["finetune@vgg16_bn_narrow"], **changes)
@@ -591,7 +594,8 @@ def test_accuracy_without_any_training_has_no_curves(here, tmp_path):
 def test_a_network_that_is_perturbed_and_explained_keeps_both_accuracies(here, tmp_path):
     """The two trainings are different: in the metrics and the curves neither may hide the other."""
     cell = tmp_path / "perturbed" / "vgg16_bn_narrow.npz"
-    succeed(here.commands["finetune@vgg16_bn_narrow"], epochs=1, out=tmp_path / "n.pt", report=cell)
+    others = {"out": tmp_path / "n.pt", "curves": tmp_path / "curves"}
+    succeed(here.commands["finetune@vgg16_bn_narrow"], epochs=1, report=cell, **others)
     outs = {"metrics": tmp_path / "m.json", "curves": tmp_path / "c.csv"}
     changes = {"perturbed_folder": tmp_path / "perturbed", "perturbed": "vgg16_bn_narrow"}
     succeed(here.commands["accuracy"], **changes, **outs)
@@ -689,6 +693,8 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, name, changes, named):
     ("name", "changes", "named"),
     [
         ("finetune@vgg16_bn_narrow", {"schedule": "nonsense"}, ["--schedule", "nonsense", "one_cycle"]),
+        ("finetune@vgg16_bn_narrow", {"schedule": "resnet18=constant"}, ["--schedule", "vgg16_bn_narrow"]),
+        ("finetune@vgg16_bn_narrow", {"clip": "0,vgg16_bn_narrow=-1"}, ["--clip", "-1"]),
         ("finetune@vgg16_bn_narrow", {"epochs": "many"}, ["--epochs", "many"]),
         ("finetune@vgg16_bn_narrow", {"epochs": "-1"}, ["--epochs", "-1"]),
         ("perturb@squeezenet1_1", {"batch_size": "0"}, ["--batch-size", "0"]),
@@ -713,7 +719,7 @@ def test_value_that_does_not_parse_is_named_with_its_option(here, name, changes,
 
 def test_weights_for_other_classes_are_not_taken_as_they_are(here, paper, tmp_path):
     """Without training, a head of another size would be a random one."""
-    outs = {"out": tmp_path / "n.pt", "report": tmp_path / "r.npz"}
+    outs = {"out": tmp_path / "n.pt", "report": tmp_path / "r.npz", "curves": tmp_path / "curves"}
     weights = {"network": "mobilenet_v3_small", "weights": "DEFAULT", "weights_path": paper.folder / "weights"}
     result = run(here.commands["finetune@vgg16_bn_narrow"], epochs=0, **weights, **outs)
     assert_one_line(result, "1000 classes", "has 8", "--epochs")

@@ -1,10 +1,18 @@
 """Training learns, is a function of the seed alone, and touches nothing but the network."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import training_runs
 from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms import InterpolationMode, v2
@@ -14,8 +22,10 @@ from cxlib.datasets import images
 from cxlib.datasets.synthbirds import generate
 from cxlib.training import AUGMENTATIONS, SCHEDULES, Recipe, fine_tune
 
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 SIZE = 32
-RECIPE = Recipe(2, 8, 0.01, 0.9, 5e-4, "constant", "light", "learned")
+RECIPE = Recipe(2, 8, 0.01, 0.9, 5e-4, "constant", 0.0, "light", "learned", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,7 @@ def recipe(**changes):
 def train(samples, recipe, name="vgg16_bn_narrow", workers=0, seed=0):
     """A fresh network after training, and its losses."""
     network = fresh(name)
-    return network, list(fine_tune(network, samples, recipe, SIZE, workers, seed))
+    return network, [epoch.loss for epoch in fine_tune(network, samples, recipe, SIZE, workers, seed)]
 
 
 def assert_same_weights(one, other):
@@ -158,6 +168,24 @@ def test_one_cycle_rises_to_its_peak_at_a_quarter_and_ends_at_zero():
     assert (np.diff(factors[24:]) < 0).all()
 
 
+def test_warm_up_rises_in_a_line_to_one_and_stays():
+    assert [SCHEDULES["warm_up"](done) for done in (0.01, 0.05, 0.1, 0.5, 1)] == pytest.approx([0.1, 0.5, 1, 1, 1])
+
+
+def test_clipped_gradient_has_the_norm_asked_for(birds):
+    """Without momentum and decay a step is the learning rate times the gradient; the second starts elsewhere."""
+    plain = recipe(epochs=1, batch_size=16, learning_rate=0.01, momentum=0.0, weight_decay=0.0)
+    before = torch.cat([p.flatten() for p in fresh().parameters()])
+    moved = {}
+    for clip in (0.0, 0.5, 1e6):
+        network, _ = train(birds, Recipe(**{**vars(plain), "clip": clip}))
+        moved[clip] = torch.cat([p.flatten() for p in network.parameters()]) - before
+    assert moved[0.0].norm() > 0.01  # a gradient of norm above one
+    assert moved[0.5].norm().item() == pytest.approx(0.01 * 0.5, rel=1e-3)
+    assert_close(moved[0.5] / moved[0.5].norm(), moved[0.0] / moved[0.0].norm(), rtol=0, atol=1e-4)
+    assert torch.equal(moved[1e6], moved[0.0])
+
+
 def test_schedule_scales_the_learning_rate_of_every_step(birds, monkeypatch):
     done = []
     monkeypatch.setitem(SCHEDULES, "constant", lambda share: done.append(share) or 0.0)
@@ -194,11 +222,134 @@ def test_divergence_in_the_very_last_step_shows_in_the_prediction(birds):
         training.predict(network, [x])
 
 
-@pytest.mark.parametrize("field", ["schedule", "augmentation", "batch_norm"])
+@pytest.mark.parametrize("field", ["schedule", "augmentation", "batch_norm", "precision"])
 def test_unknown_name_lists_the_choices(birds, field):
-    known = {"schedule": SCHEDULES, "augmentation": AUGMENTATIONS, "batch_norm": training.BATCH_NORM}[field]
+    known = {
+        "schedule": SCHEDULES,
+        "augmentation": AUGMENTATIONS,
+        "batch_norm": training.BATCH_NORM,
+        "precision": training.PRECISIONS,
+    }[field]
     with pytest.raises(ValueError, match=f"'nonsense'.*{', '.join(known)}"):
         train(birds, recipe(**{field: "nonsense"}))
+
+
+def sane(state):
+    return all(value.abs().max() < 1e3 for value in state.values())
+
+
+def test_diverging_training_keeps_the_last_good_state_and_names_its_file(birds, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "constant", lambda done: 1e25 if done > 0.6 else 1.0)  # from 2.4 epochs on
+    network = fresh()
+    with pytest.raises(FloatingPointError, match=r"epoch 3: .*after 2 epochs and 1 steps.*checkpoint\.pt"):
+        list(fine_tune(network, birds, recipe(epochs=4, batch_size=6), SIZE, 0, 0, folder=tmp_path, every=0))
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (len(kept["epochs"]), kept["step"]) == (2, 1)
+    assert sane(kept["network"])
+    assert not sane(network.state_dict())
+
+
+def test_divergence_that_only_the_test_shows_keeps_the_epoch_before(birds, tmp_path):
+    def measure(n_epochs):
+        if n_epochs == 2:
+            raise FloatingPointError("the network's outputs are not finite")
+        return 0.5
+
+    with pytest.raises(FloatingPointError, match=r"not finite; the state after 1 epochs and 0 steps is kept in"):
+        list(fine_tune(fresh(), birds, RECIPE, SIZE, 0, 0, measure, folder=tmp_path))
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epochs"][0][1] == 0.5
+
+
+def test_damaged_checkpoint_is_named(birds, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"half of a file")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged: remove it"):
+        list(fine_tune(fresh(), birds, RECIPE, SIZE, 0, 0, folder=tmp_path))
+
+
+# --- interruptions and ranks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs_of_their_own(birds, tmp_path_factory):
+    """Folder with the weights of trainings in other processes, and where the killed one was killed."""
+    out = tmp_path_factory.mktemp("runs")
+    script = [sys.executable, Path(__file__).with_name("training_runs.py")]
+    data = birds.paths[0].parents[2]
+    done = subprocess.run([*script, data, out], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout)
+
+
+def test_training_that_is_killed_at_any_step_ends_with_the_same_bytes(runs_of_their_own):
+    out, places = runs_of_their_own
+    assert len(places) >= 3
+    assert any(step for _, step in places), "no kill within an epoch"
+    assert (out / "killed.pt").read_bytes() == (out / "whole.pt").read_bytes()
+    assert not (out / "killed").exists()
+
+
+@pytest.mark.parametrize("name", ["shared", "taken_over"])
+def test_three_ranks_train_the_network_that_one_trains(runs_of_their_own, name):
+    """Batch norm and dropout included, and with a rank that has no image of the last batch."""
+    out, _ = runs_of_their_own
+    one, three = (torch.load(out / f"{which}.pt", weights_only=True) for which in ("whole", name))
+    assert_close(three["network"], one["network"], rtol=1e-3, atol=1e-4)
+    assert_close(torch.tensor(three["epochs"]), torch.tensor(one["epochs"]), rtol=1e-4, atol=0)
+    before = training_runs.small().state_dict()
+    assert (one["network"]["0.weight"] - before["0.weight"]).abs().max() > 0.01  # a hundred times what may differ
+
+
+OPTIONS = {
+    "network": "mobilenet_v3_small", "weights": "random", "weights_path": "none", "image_size": 32, "crop": False,
+    "epochs": 2, "batch_size": 7, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "one_cycle",
+    "clip": 1, "augmentation": "light", "batch_norm": "fast", "precision": "float32", "workers": 0, "device": "cpu",
+    "threads": 1, "seed": 0, "out": "network.pt", "report": "report.npz", "curves": "curves",
+}  # fmt: skip
+
+
+def stage(folder, birds, *launcher):
+    """The stage itself as a process in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    options = OPTIONS | {"data": birds.paths[0].parents[2]}
+    words = [str(word) for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    command = [sys.executable, *launcher, ROOT / "stages" / "finetune.py", *words]
+    return subprocess.Popen(
+        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def succeed(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_stage_goes_on_after_a_kill_and_shares_its_work_among_ranks(birds, tmp_path):
+    whole, killed = (stage(tmp_path / name, birds) for name in ("whole", "killed"))
+    while killed.poll() is None and not list(tmp_path.glob("killed/.resume/finetune/*/test_1/*.npz")):
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "network.pt").exists()
+    again = stage(tmp_path / "killed", birds)
+    printed = succeed(whole)
+    shared = stage(tmp_path / "shared", birds, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert succeed(again) == printed
+    expected = files(tmp_path / "whole")
+    assert expected.keys() >= {"network.pt", "report.npz"}
+    assert not any(name.startswith(".resume") for name in expected)
+    assert files(tmp_path / "killed") == expected
+
+    assert succeed(shared).count("test accuracy") == 1
+    assert files(tmp_path / "shared").keys() == expected.keys()
+    with np.load(tmp_path / "whole" / "report.npz") as one, np.load(tmp_path / "shared" / "report.npz") as two:
+        for name in one:
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4)
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------
