@@ -8,14 +8,17 @@ import hashlib
 import io
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from PIL.Image import Image
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
+from torchvision.transforms._presets import ImageClassification
 
 from cxlib import runtime
 
@@ -192,23 +195,54 @@ def explanation_layer(network: nn.Module, layer: str | nn.Module | None = None) 
     return body.get_submodule(convolutions[-1])
 
 
+def transform(name: str, weights: str | None = None) -> Callable[[Image], Tensor]:
+    """How a network's weights want their images: from a PIL image to (3, H, W) in [0, 1].
+
+    Size, crop and interpolation are those that torchvision or timm publish with the weights; the normalisation
+    is left out, for `build`'s networks do it inside. Weights that torchvision does not know by name (a file, or
+    None) are prepared as the first that it published, in most families resize 256 and crop 224.
+
+    Raises:
+        ValueError: unknown network.
+    """
+    neutral: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if name == "vgg16_bn_narrow":
+        prepare: Callable[[Image], Tensor] = ImageClassification(crop_size=224, **neutral)
+    elif name in torchvision.models.list_models(module=torchvision.models):
+        known = torchvision.models.get_model_weights(name)
+        prepare = (known[weights] if weights in known.__members__ else next(iter(known))).transforms(**neutral)
+    else:
+        _check_timm(name)
+        from timm import data, models
+
+        published = models.get_pretrained_cfg(name).to_dict()  # type: ignore[union-attr]
+        prepare = data.create_transform(**data.resolve_data_config(pretrained_cfg=published) | neutral)
+    return lambda image: prepare(image.convert("RGB"))
+
+
 def _skeleton(name: str, num_classes: int, options: dict[str, Any]) -> Network:
     """The architecture with random weights."""
     if name == "vgg16_bn_narrow":
         return Network(name, NarrowVGG(num_classes), options)
     if name in torchvision.models.list_models(module=torchvision.models):
         extra = {"aux_logits": False, "init_weights": False} if options else {}
-        return Network(
-            name, torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options, **extra), options
-        )
+        inner = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options, **extra)
+        published = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        return Network(name, inner, options, published.mean, published.std)
+    _check_timm(name)
+    import timm
+
+    inner = timm.create_model(name, num_classes=num_classes)
+    return Network(name, inner, options, *(inner.pretrained_cfg[key] for key in ("mean", "std")))  # type: ignore[index]
+
+
+def _check_timm(name: str) -> None:
     import timm  # only now: it takes seconds, and most runs need torchvision alone
 
     if not timm.is_model(name):
         known = [*torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
         near = ", ".join(get_close_matches(name, known, n=5)) or "none"
         raise ValueError(f"neither torchvision nor timm has a network {name!r}; near it: {near}")
-    inner = timm.create_model(name, num_classes=num_classes)
-    return Network(name, inner, options, *(inner.pretrained_cfg[key] for key in ("mean", "std")))  # type: ignore[index]
 
 
 def _as_named_today(state: dict[str, Tensor]) -> dict[str, Tensor]:

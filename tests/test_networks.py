@@ -104,6 +104,73 @@ def test_networks_that_are_no_image_classifiers_are_unknown(name):
         build(name)
 
 
+# --- preprocessing ----------------------------------------------------------------------------------------------
+
+
+def photograph(width=301, height=277):
+    noise = torch.rand(3, 9, 11, generator=torch.Generator().manual_seed(0))[None]
+    large = torch.nn.functional.interpolate(noise, (height, width), mode="bicubic")[0].clamp(0, 1)
+    return torchvision.transforms.functional.to_pil_image(large)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "side"),
+    [
+        ("resnet50", "IMAGENET1K_V1", 224),
+        ("resnet50", "DEFAULT", 224),
+        ("efficientnet_b1", "IMAGENET1K_V2", 240),
+        ("efficientnet_v2_l", "DEFAULT", 480),
+        ("inception_v3", "DEFAULT", 299),
+        ("vit_b_16", "IMAGENET1K_SWAG_LINEAR_V1", 224),
+    ],
+)
+def test_preprocessing_and_the_normalisation_inside_are_what_torchvision_publishes(name, weights, side):
+    image = photograph()
+    theirs = torchvision.models.get_model_weights(name)[weights].transforms()(image)
+    ours = networks.transform(name, weights)(image)
+    assert ours.shape == (3, side, side)
+    assert ours.min() >= 0
+    assert ours.max() <= 1
+    with torch.device("meta"):
+        inner = torchvision.models.get_model(name)
+    published = torchvision.models.get_model_weights(name)[weights].transforms()
+    network = networks.Network(name, inner, {}, published.mean, published.std)
+    assert_close((ours - network.mean) / network.std, theirs)
+
+
+def test_the_one_network_of_torchvision_that_is_normalised_otherwise_normalises_so():
+    network = build("efficientnet_v2_l", num_classes=2)
+    assert network.mean.flatten().tolist() == network.std.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_resnet.r160_in1k", "tf_efficientnet_b0"])
+def test_preprocessing_and_the_normalisation_inside_are_what_timm_publishes(name):
+    import timm
+
+    network, image = build(name, num_classes=2), photograph()
+    config = timm.data.resolve_data_config(model=network.inner)
+    ours = networks.transform(name)(image)
+    assert ours.shape == config["input_size"]
+    assert_close((ours - network.mean) / network.std, timm.data.create_transform(**config)(image))
+
+
+@pytest.mark.parametrize("weights", [None, "weights/mine.pth"])
+def test_weights_without_published_preprocessing_are_resized_to_256_and_cropped(weights):
+    image = photograph()
+    expected = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms(mean=[0.0] * 3, std=[1.0] * 3)(image)
+    for name in ("resnet50", "vgg16_bn_narrow"):
+        assert_close(networks.transform(name, weights)(image), expected)
+
+
+def test_photographs_in_grey_are_prepared_too():
+    assert networks.transform("resnet18")(photograph().convert("L")).shape == (3, 224, 224)
+
+
+def test_preprocessing_of_an_unknown_network_lists_near_names():
+    with pytest.raises(ValueError, match=r"'resnet19'.*resnet18"):
+        networks.transform("resnet19")
+
+
 # --- explanation layers -----------------------------------------------------------------------------------------
 
 
