@@ -1,9 +1,10 @@
 """Explainers: from (activation, gradient) to a saliency map, and `explain`, which brings them together.
 
-`EXPLAINERS` maps each name to its map function; `explain` runs one forward pass for all targets and contrasts.
+`MAPS` has those that look at one layer, as functions of its activation and gradient; `EXPLAINERS` has all that
+`explain` takes. `explain` runs one forward pass for all targets and contrasts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,11 @@ from torch.nn import functional as F
 
 from cxlib import runtime, taps
 from cxlib.contrasts import Contrast, check_targets, cotangent
-from cxlib.explainers import cam, gradient
+from cxlib.explainers import cam, fullgrad, gradient
 from cxlib.networks import explanation_layer
 
-EXPLAINERS = gradient.MAPS | cam.MAPS
+MAPS = gradient.MAPS | cam.MAPS
+EXPLAINERS: dict[str, Callable[..., Tensor]] = MAPS | {"fullgrad": fullgrad.fullgrad}
 
 
 def explain(
@@ -22,7 +24,7 @@ def explain(
     images: Tensor,
     targets: Tensor,
     explainer: str = "gradcam",
-    contrast: str | Contrast | Sequence[str | Contrast] = "weighted",
+    contrast: str | Contrast | Tensor | Sequence[str | Contrast | Tensor] = "weighted",
     layer: str | nn.Module | None = None,
     relu: bool = False,
     upsample: bool = True,
@@ -36,9 +38,10 @@ def explain(
         images: (B, 3, H, W), in the range that the network takes.
         targets: (B,) or (B, T) class indices.
         explainer: a name in `EXPLAINERS`.
-        contrast: a name in `CONTRASTS`, a function (logits, targets) -> cotangent, or a list of C of them.
+        contrast: a name in `CONTRASTS`, a function (logits, targets) -> cotangent, a cotangent (K,), (B, K) or
+            (B, T, K), or a list of C of them.
         layer: the explanation layer, by name or module; None takes the network's own
-            (`networks.explanation_layer`). Explainers at the input take none.
+            (`networks.explanation_layer`). `gradient` and `fullgrad` take none: they explain the whole network.
         relu: keep the positive part only, as the explainers' standard variants do.
         upsample: bilinear to (H, W), ``align_corners=True`` as published; False keeps the layer's resolution.
 
@@ -51,14 +54,23 @@ def explain(
     """
     runtime.check_name("explainer", explainer, EXPLAINERS)
     listed = isinstance(contrast, list | tuple)
-    contrasts: Sequence[str | Contrast] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
-    tapped = None if explainer in gradient.MAPS else explanation_layer(network, layer)
-    recorded = taps.record(network, images, tapped)
+    contrasts: Sequence[str | Contrast | Tensor] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
+    recorded: taps.Record | taps.Trace
+    if explainer == "fullgrad":
+        recorded = fullgrad.record(network, images)
+    else:
+        recorded = taps.record(
+            network, images, None if explainer in gradient.MAPS else explanation_layer(network, layer)
+        )
     check_targets(targets, *recorded.logits.shape)
     per_target = targets if targets.ndim == 2 else targets[:, None]
     cotangents = torch.stack([cotangent(c, recorded.logits, per_target) for c in contrasts], 1)  # (B, C, T, K)
-    gradients = recorded.pull_back(cotangents.flatten(1, 2))  # (B, C * T, ...)
-    maps = saliency(explainer, recorded.activation, gradients, images.shape[-2:] if upsample else None, relu)
+    if isinstance(recorded, taps.Trace):
+        maps = fullgrad.fullgrad(recorded, cotangents.flatten(1, 2), fullgrad.zero_image(network))
+        maps = maps.clamp(min=0) if relu else maps
+    else:
+        gradients = recorded.pull_back(cotangents.flatten(1, 2))  # (B, C * T, ...)
+        maps = saliency(explainer, recorded.activation, gradients, images.shape[-2:] if upsample else None, relu)
     maps = maps.unflatten(1, cotangents.shape[1:3]).transpose(0, 1)  # (C, B, T, H, W)
     maps = maps if targets.ndim == 2 else maps.squeeze(2)
     return maps if listed else maps.squeeze(0)
@@ -72,10 +84,10 @@ def saliency(
     Raises:
         ValueError: unknown explainer, or an activation that is no spatial map.
     """
-    runtime.check_name("explainer", explainer, EXPLAINERS)
+    runtime.check_name("explainer at one layer", explainer, MAPS)
     if activation.ndim != 4:
         raise ValueError(f"{explainer} needs a layer with output (B, C, h, w), got shape {tuple(activation.shape)}")
-    maps = EXPLAINERS[explainer](activation[:, None], gradients)
+    maps = MAPS[explainer](activation[:, None], gradients)
     maps = maps.clamp(min=0) if relu else maps
     if size is None or maps.shape[-2:] == tuple(size):
         return maps
