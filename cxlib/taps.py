@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from cxlib import runtime
+from cxlib import networks, runtime
 
 _UNLINKED = "nothing links the tapped layer to the logits: choose another layer, or switch the network's gradients on"
 
@@ -27,13 +27,15 @@ class Record:
     Attributes:
         logits: (B, K), detached.
         activation: the tapped layer's output (B, ...), or the images where no layer was tapped; detached,
-            as it was *before* any in-place operation behind the layer.
+            as it was *before* any in-place operation behind the layer. Maps are (B, C, h, w), also those of
+            networks that have their channels last inside.
     """
 
     logits: Tensor
     activation: Tensor
     _output: Tensor
     _leaf: Tensor
+    _channels_last: bool
 
     def pull_back(self, cotangents: Tensor) -> Tensor:
         """Pull cotangents on the logits back to the tapped layer (vector-Jacobian products).
@@ -58,7 +60,7 @@ class Record:
             )
         if gradient is None:
             raise ValueError(_UNLINKED)
-        return gradient
+        return gradient.movedim(-1, 1) if self._channels_last else gradient
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,10 @@ def record(network: nn.Module, images: Tensor, layer: nn.Module | None = None) -
         layer: a module inside the network whose output is a tensor.
 
     Raises:
-        ValueError: the layer did not run, its output is no tensor, or nothing links it to the logits.
+        ValueError: the layer did not run, its output is no tensor or not of one entry an image, or nothing links it
+            to the logits.
     """
+    moved = False
     if layer is None:
         leaf = _leaf(images)
         with torch.enable_grad(), _steady(network):
@@ -120,9 +124,13 @@ def record(network: nn.Module, images: Tensor, layer: nn.Module | None = None) -
         if not leaves:
             raise ValueError(f"the layer {type(layer).__name__} did not run in the forward pass")
         leaf = leaves[-1]
+        if len(leaf) != len(images):
+            raise ValueError(f"the layer {type(layer).__name__} gives {tuple(leaf.shape)} for {len(images)} images")
+        moved = leaf.ndim == 4 and networks.channels_last(network, layer)
     if not output.requires_grad:
         raise ValueError(_UNLINKED)
-    return Record(output.detach(), leaf.detach(), output, leaf)
+    activation = leaf.detach().movedim(-1, 1) if moved else leaf.detach()
+    return Record(output.detach(), activation, output, leaf, moved)
 
 
 @torch.inference_mode(False)

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from torch.testing import assert_close
 
-from cxlib import networks, runtime
+from cxlib import networks, runtime, taps
 from cxlib.networks import REVIEWED, build, explanation_layer
 
 BUILT = ["resnet18", "googlenet", "mobilenet_v3_small", "squeezenet1_0", "vgg16_bn_narrow", "test_resnet.r160_in1k"]
@@ -227,7 +227,37 @@ def test_wrong_layer_name_lists_candidates():
         explanation_layer(small(), "feature.40")
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
+def test_layer_of_timms_networks_is_their_last_stage():
+    with torch.device("meta"):
+        for name, layer in (("resnet10t", "layer4"), ("convnext_atto", "stages.3"), ("hrnet_w18_small", "final_layer")):
+            network = build(name)
+            assert explanation_layer(network) is network.inner.get_submodule(layer)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("swin_t", "features"), ("swin_s3_tiny_224", "layers.3")])
+def test_maps_with_channels_last_are_recorded_with_channels_first(name, layer):
+    with runtime.seeded(0):
+        network = build(name, num_classes=3)
+        images = torch.rand(1, 3, 224, 224)
+    seen = []
+    module = explanation_layer(network, layer)
+    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    recorded = taps.record(network, images, module)
+    handle.remove()
+    assert seen[0].shape == (1, 7, 7, 768)
+    assert torch.equal(recorded.activation, seen[0].permute(0, 3, 1, 2))
+    assert recorded.pull_back(torch.ones(1, 2, 3)).shape == (1, 2, 768, 7, 7)
+
+
+def test_layers_inside_such_networks_that_have_channels_first_are_left_alone():
+    with torch.device("meta"):
+        network = build("swin_t")
+    assert networks.channels_last(network, network.inner.features[7])
+    assert not networks.channels_last(network, network.inner.permute)
+    assert not networks.channels_last(network, network.inner.features[0][0])
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_tiny_patch16_224", "pit_ti_224", "mixer_s32_224"])
 def test_networks_of_tokens_ask_for_a_layer(name):
     with torch.device("meta") if name == "vit_b_16" else torch.device("cpu"):
         network = build(name, num_classes=2)
