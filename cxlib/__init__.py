@@ -8,11 +8,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cxlib import contrasts, datasets, masking, networks, perturbation
+    from cxlib import adapters, contrasts, datasets, masking, networks, perturbation
     from cxlib.contrasts import CONTRASTS
     from cxlib.explainers import EXPLAINERS, explain
 
-__all__ = ["CONTRASTS", "EXPLAINERS", "contrasts", "datasets", "explain", "masking", "networks", "perturbation"]
+__all__ = [
+    "CONTRASTS",
+    "EXPLAINERS",
+    "adapters",
+    "contrasts",
+    "datasets",
+    "explain",
+    "masking",
+    "networks",
+    "perturbation",
+]
 
 _HOME = {"CONTRASTS": "cxlib.contrasts", "EXPLAINERS": "cxlib.explainers", "explain": "cxlib.explainers"}
 
