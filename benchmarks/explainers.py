@@ -22,10 +22,10 @@ from captum.attr import LayerAttribution, LayerGradCam
 from pytorch_grad_cam import FullGrad, GradCAM, HiResCAM, XGradCAM
 from torch import nn
 
-from cxlib import networks, runtime
+from cxlib import networks, runtime, taps
 from cxlib.adapters import ContrastTarget
 from cxlib.contrasts import cotangent
-from cxlib.explainers import explain, fullgrad
+from cxlib.explainers import explain, fullgrad, saliency
 
 THEIRS = {"gradcam": GradCAM, "linear_approximation": HiResCAM, "xgradcam": XGradCAM}
 CONTRASTS = ["original", "mean", "max", "weighted"]
@@ -37,10 +37,14 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     name, repeats = [*sys.argv[1:], *["resnet18", "11"][len(sys.argv) - 1 :]]
     versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "grad-cam", "captum")]
-    print(f"{name}, 224 pixels, {torch.get_num_threads()} threads; {', '.join(versions)}; {processor()}")
+    print(f"{name}, 224 pixels, {torch.get_num_threads()} threads; {', '.join(versions)}; {processor()}", flush=True)
     with runtime.seeded(0):
         ours = networks.build(name)
         sixteen = torch.rand(16, 3, 224, 224)
+        for module in ours.modules():
+            if isinstance(module, nn.BatchNorm2d):  # new ones have no biases, which FullGrad is about
+                module.running_mean.normal_(0, 0.1)
+                module.bias.normal_(0, 0.1)
     theirs = networks.Network(
         name, ours.inner, {}
     )  # one set of weights; each library gets its gradients as it needs them
@@ -80,6 +84,14 @@ def same(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert (actual - expected).abs().max() < 1e-3 * expected.abs().max(), (actual - expected).abs().max()
 
 
+def three(network: nn.Module, layer: nn.Module, images: torch.Tensor, t: torch.Tensor, contrasts: list[str]) -> list:
+    """Our three CAMs of targets (B, T) under some contrasts, (B, C * T, H, W) each, from one forward pass."""
+    recorded = taps.record(network, images, layer)
+    cotangents = torch.cat([cotangent(contrast, recorded.logits, t) for contrast in contrasts], 1)
+    gradients = recorded.pull_back(cotangents)
+    return [saliency(name, recorded.activation, gradients, images.shape[-2:]) for name in THEIRS]
+
+
 def with_gradients(network: nn.Module, call: Call) -> Call:
     """Their call on a network whose parameters have gradients, which ours does without."""
 
@@ -97,7 +109,7 @@ def raw(method: GradCAM, layer: nn.Module) -> torch.Tensor:
     """grad-cam's map of the pass it has just made, before rectifying, stretching and resizing."""
     record = method.activations_and_grads
     arrays = [x[0].detach().numpy() for x in (record.activations, record.gradients)]
-    return torch.from_numpy(np.asarray(method.get_cam_image(None, layer, None, *arrays)))
+    return torch.from_numpy(np.asarray(method.get_cam_image(None, layer, None, *arrays, False)))
 
 
 def gradcam_once(ours: nn.Module, theirs: nn.Module, layer: nn.Module, images: torch.Tensor) -> tuple[Call, Call]:
@@ -136,7 +148,7 @@ def three_cams(ours: nn.Module, theirs: nn.Module, layer: nn.Module, images: tor
     other()
     for name, method in methods.items():
         same(explain(ours, images, t, name, upsample=False), raw(method, layer))
-    return lambda: [explain(ours, images, t, name) for name in THEIRS], other
+    return lambda: three(ours, layer, images, t[:, None], ["weighted"]), other
 
 
 def full_gradient(ours: nn.Module, theirs: nn.Module, images: torch.Tensor) -> tuple[Call, Call]:
@@ -175,6 +187,9 @@ def everything(ours: nn.Module, theirs: nn.Module, layer: nn.Module, images: tor
     """Five classes, four contrasts, three CAMs; grad-cam's twenty passes are shared between its CAMs."""
     classes = top(ours, images, 5)
     first, *others = (kind(theirs, [layer]) for kind in THEIRS.values())
+    for method in others:
+        method.activations_and_grads.release()
+        method.activations_and_grads = first.activations_and_grads
 
     def share_passes() -> list[object]:
         """One forward and one backward pass for each contrast and class; the other CAMs take its record."""
@@ -183,8 +198,6 @@ def everything(ours: nn.Module, theirs: nn.Module, layer: nn.Module, images: tor
             for t in classes[0].tolist():
                 maps.append(first(images, targets=[ContrastTarget(contrast, t)]))
                 for method in others:
-                    method.activations_and_grads.release()
-                    method.activations_and_grads = first.activations_and_grads
                     maps.append(method.aggregate_multi_layers(method.compute_cam_per_layer(images, None, False)))
         return maps
 
@@ -192,7 +205,7 @@ def everything(ours: nn.Module, theirs: nn.Module, layer: nn.Module, images: tor
     other()  # ends with the last contrast and the last class
     for name, method in zip(THEIRS, (first, *others)):
         same(explain(ours, images, classes[:, 4], name, CONTRASTS[-1], upsample=False), raw(method, layer))
-    return lambda: [explain(ours, images, classes, name, CONTRASTS) for name in THEIRS], other
+    return lambda: three(ours, layer, images, classes, CONTRASTS), other
 
 
 def measure(mine: Call, other: Call, repeats: int) -> tuple[list[float], list[float]]:
