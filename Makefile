@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test bench lint verify params.yaml lock
+.PHONY: setup repro test bench zoo lint verify params.yaml lock
 
 setup: .venv/ready
 
@@ -33,6 +33,14 @@ lint: .venv/ready
 # Hash every output again and compare with dvc.lock.
 verify: .venv/ready
 	python stages/verify.py
+
+# Every explainer on every network: writes docs/zoo.md.
+zoo: .venv/ready
+	python -m tests.zoo
+
+# Against grad-cam and captum.
+bench: .venv/ready
+	python benchmarks/explainers.py
 
 # The committed parameters: conf/ composed with the profile mini.
 params.yaml: .venv/ready

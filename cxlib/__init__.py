@@ -8,13 +8,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cxlib import contrasts, datasets, localisation, masking, networks, perturbation
+    from cxlib import adapters, contrasts, datasets, localisation, masking, networks, perturbation
     from cxlib.contrasts import CONTRASTS
     from cxlib.explainers import EXPLAINERS, explain
 
 __all__ = [
     "CONTRASTS",
     "EXPLAINERS",
+    "adapters",
     "contrasts",
     "datasets",
     "explain",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxlib import runtime, taps
-from cxlib.explainers import cam, contrast_maps, pull_back, resized
+from cxlib.explainers import answer, ask, cam, resized, saliency
 from cxlib.folding import folded
 
 FEATURES = ("positive", "negative")
@@ -213,9 +213,10 @@ def _explained(
 ) -> Explained:
     """Explain the two most probable classes. The graph is gone when this returns."""
     recorded = taps.record(network, images, layer)
-    pulled = pull_back(recorded, contrasts, recorded.logits.topk(2).indices)
-    maps = [contrast_maps(explainer, recorded.activation, pulled).transpose(1, 2) for explainer in explainers]
-    return Explained(recorded.logits, torch.stack(maps, 1), is_constant(pulled.gradients))
+    asked = ask(recorded.logits, contrasts, recorded.logits.topk(2).indices)
+    gradients = recorded.pull_back(asked.cotangents)
+    maps = [answer(saliency(name, recorded.activation, gradients), asked).transpose(1, 2) for name in explainers]
+    return Explained(recorded.logits, torch.stack(maps, 1), is_constant(gradients))
 
 
 def _distinct(kept: Tensor) -> tuple[Tensor, list[int]]:

@@ -8,14 +8,18 @@ import hashlib
 import io
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from PIL.Image import Image
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
+from torchvision.ops import Permute
+from torchvision.transforms._presets import ImageClassification
 
 from cxlib import runtime
 
@@ -34,14 +38,26 @@ REVIEWED = (
     "densenet161",
 )
 
-# Where torchvision's families end in a spatial map; VGG and AlexNet have their own rule.
+# Where families end in a spatial map, by class; VGG and AlexNet, and the networks of timm, have their own rule.
 _LAST_MAP = {
     "ResNet": "layer4",
     "GoogLeNet": "inception5b",
     "Inception3": "Mixed_7c",
     "MNASNet": "layers",
-    "SwinTransformer": "permute",  # torchvision's: its features are channels last
+    "RegNet": "trunk_output",
+    "ShuffleNetV2": "conv5",
+    "MaxVit": "blocks.3",
+    "SwinTransformer": "permute",  # torchvision's; timm's has no such layer
+    "SwinTransformerV2Cr": "stages.3",
+    "EfficientFormer": "stages.2",  # its last stage ends in tokens
+    "HighResolutionNet": "final_layer",
+    "SelecSls": "head",
 }
+# Classes whose blocks pass maps (B, h, w, C) on, and modules inside them that do not.
+_CHANNELS_LAST = ("SwinTransformer", "SwinTransformerV2", "MambaOut", "Sequencer2d", "VOLO", "HieraDet")
+_CHANNELS_FIRST = (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d, Permute)
+# Classes that end in tokens although a convolution stands near their end.
+_TOKENS = ("CoaT", "MultiScaleVit", "PoolingVisionTransformer", "TNT", "Twins", "Xcit")
 # A last convolution with such a name makes tokens of the image: what follows is no map (B, C, h, w).
 _EMBEDDING = re.compile(r"patch_embed|conv_proj|stem")
 
@@ -166,7 +182,7 @@ def explanation_layer(network: nn.Module, layer: str | nn.Module | None = None) 
         network: any module; the inner names of a `Network` need no prefix.
         layer: a module (returned as it is), its name, or None for the architecture's own: the last convolution
             of VGG (``features.40`` of VGG-16-BN, before its batch norm, as published) and AlexNet, the last
-            spatial map of torchvision's other convolutional families, the last convolution of any other.
+            spatial map of torchvision's other families, the last stage of timm's, the last convolution of any other.
 
     Raises:
         ValueError: no such layer (with the nearest names), or an architecture without a spatial map.
@@ -187,9 +203,45 @@ def explanation_layer(network: nn.Module, layer: str | nn.Module | None = None) 
         return modules["features"]
     body = modules.get("features", inner)
     convolutions = [name for name, module in body.named_modules() if isinstance(module, nn.Conv2d)]
-    if not convolutions or _EMBEDDING.search(convolutions[-1]):
+    published = getattr(inner, "feature_info", None)  # timm's list of stages
+    if kind in _CHANNELS_LAST and published:
+        return modules[published[-1]["module"]]
+    if kind in _TOKENS or not convolutions or _EMBEDDING.search(convolutions[-1]):
         raise ValueError(f"{kind} ends in no spatial map: name a layer with output (B, C, h, w)")
+    if published and kind not in ("AlexNet", "VGG") and published[-1]["module"] in modules:
+        return modules[published[-1]["module"]]
     return body.get_submodule(convolutions[-1])
+
+
+def channels_last(network: nn.Module, layer: nn.Module) -> bool:
+    """Whether the layer's output is (B, h, w, C), as between the blocks of Swin Transformers."""
+    inner = network.inner if isinstance(network, Network) else network
+    return type(inner).__name__ in _CHANNELS_LAST and not isinstance(layer, _CHANNELS_FIRST)
+
+
+def transform(name: str, weights: str | None = None) -> Callable[[Image], Tensor]:
+    """How a network's weights want their images: from a PIL image to (3, H, W) in [0, 1].
+
+    Size, crop and interpolation are those that torchvision or timm publish with the weights; the normalisation
+    is left out, for `build`'s networks do it inside. Weights that torchvision does not know by name (a file, or
+    None) are prepared as the first that it published, in most families resize 256 and crop 224.
+
+    Raises:
+        ValueError: unknown network.
+    """
+    neutral: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if name == "vgg16_bn_narrow":
+        prepare: Callable[[Image], Tensor] = ImageClassification(crop_size=224, **neutral)
+    elif name in torchvision.models.list_models(module=torchvision.models):
+        known = torchvision.models.get_model_weights(name)
+        prepare = (known[weights] if weights in known.__members__ else next(iter(known))).transforms(**neutral)
+    else:
+        _check_timm(name)
+        from timm import data, models
+
+        published = models.get_pretrained_cfg(name).to_dict()  # type: ignore[union-attr]
+        prepare = data.create_transform(**data.resolve_data_config(pretrained_cfg=published) | neutral)
+    return lambda image: prepare(image.convert("RGB"))
 
 
 def _skeleton(name: str, num_classes: int, options: dict[str, Any]) -> Network:
@@ -198,17 +250,23 @@ def _skeleton(name: str, num_classes: int, options: dict[str, Any]) -> Network:
         return Network(name, NarrowVGG(num_classes), options)
     if name in torchvision.models.list_models(module=torchvision.models):
         extra = {"aux_logits": False, "init_weights": False} if options else {}
-        return Network(
-            name, torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options, **extra), options
-        )
+        inner = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options, **extra)
+        published = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        return Network(name, inner, options, published.mean, published.std)
+    _check_timm(name)
+    import timm
+
+    inner = timm.create_model(name, num_classes=num_classes)
+    return Network(name, inner, options, *(inner.pretrained_cfg[key] for key in ("mean", "std")))  # type: ignore[index]
+
+
+def _check_timm(name: str) -> None:
     import timm  # only now: it takes seconds, and most runs need torchvision alone
 
     if not timm.is_model(name):
         known = [*torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
         near = ", ".join(get_close_matches(name, known, n=5)) or "none"
         raise ValueError(f"neither torchvision nor timm has a network {name!r}; near it: {near}")
-    inner = timm.create_model(name, num_classes=num_classes)
-    return Network(name, inner, options, *(inner.pretrained_cfg[key] for key in ("mean", "std")))  # type: ignore[index]
 
 
 def _as_named_today(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,18 +1,21 @@
-"""One forward pass that records a layer, then any number of cotangents pulled back to it.
+"""One forward pass that records a layer, or many, then any number of cotangents pulled back to them.
 
-The only place where hooks live. A tap cuts the graph at the layer: nothing before it is differentiated, so
+The only place where hooks live. `record` cuts the graph at one layer: nothing before it is differentiated, so
 frozen parameters and images without gradient are welcome, and every pull-back runs through the head only.
+`trace` keeps the graph whole, from the images on, and reaches many layers with each pull-back.
 Networks run in evaluation mode and full float32, whatever they and PyTorch are set to, and are left as they were.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from cxlib import runtime
+from cxlib import networks, runtime
 
 _UNLINKED = "nothing links the tapped layer to the logits: choose another layer, or switch the network's gradients on"
 
@@ -24,13 +27,15 @@ class Record:
     Attributes:
         logits: (B, K), detached.
         activation: the tapped layer's output (B, ...), or the images where no layer was tapped; detached,
-            as it was *before* any in-place operation behind the layer.
+            as it was *before* any in-place operation behind the layer. Maps are (B, C, h, w), also those of
+            networks that have their channels last inside.
     """
 
     logits: Tensor
     activation: Tensor
     _output: Tensor
     _leaf: Tensor
+    _channels_last: bool
 
     def pull_back(self, cotangents: Tensor) -> Tensor:
         """Pull cotangents on the logits back to the tapped layer (vector-Jacobian products).
@@ -55,7 +60,43 @@ class Record:
             )
         if gradient is None:
             raise ValueError(_UNLINKED)
-        return gradient
+        return gradient.movedim(-1, 1) if self._channels_last else gradient
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass through many layers left behind.
+
+    Attributes:
+        logits: (B, K), detached.
+        images: (B, 3, H, W), detached.
+        kept: for each run of a traced layer, in the order of the forward pass, what was kept of it.
+    """
+
+    logits: Tensor
+    images: Tensor
+    kept: list[Any]
+    _output: Tensor
+    _ends: list[GradientEdge]  # the images', then each kept output's
+
+    def pull_back(self, cotangents: Tensor) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
+        """Pull cotangents (B, M, K) back, one after the other, for together they would fill the memory.
+
+        Yields:
+            M times: the gradient at the images (B, 3, H, W), and for each entry of `kept` that at the layer's
+            output, shaped like it, or None where this output does not influence the logits.
+
+        Raises:
+            ValueError: the images do not influence the logits.
+        """
+        for cotangent in cotangents.unbind(1):
+            with runtime.full_float32():
+                gradients: tuple[Any, ...] = torch.autograd.grad(
+                    self._output, self._ends, cotangent.to(self._output), retain_graph=True, allow_unused=True
+                )
+            if gradients[0] is None:
+                raise ValueError(_UNLINKED)
+            yield gradients[0], list(gradients[1:])
 
 
 @torch.inference_mode(False)
@@ -68,24 +109,62 @@ def record(network: nn.Module, images: Tensor, layer: nn.Module | None = None) -
         layer: a module inside the network whose output is a tensor.
 
     Raises:
-        ValueError: the layer did not run, its output is no tensor, or nothing links it to the logits.
+        ValueError: the layer did not run, its output is no tensor or not of one entry an image, or nothing links it
+            to the logits.
     """
-    if images.is_inference():
-        images = images.clone()  # a tensor made in inference mode cannot enter a graph, its copy can
+    moved = False
     if layer is None:
-        leaf = images.detach().requires_grad_()
+        leaf = _leaf(images)
         with torch.enable_grad(), _steady(network):
             # Not the leaf itself: a network that begins with an in-place operation must not touch it.
             output = network(leaf.clone())
     else:
         with torch.no_grad(), _steady(network), _tapped(layer) as leaves:
-            output = network(images)
+            output = network(_leaf(images).detach())
         if not leaves:
             raise ValueError(f"the layer {type(layer).__name__} did not run in the forward pass")
         leaf = leaves[-1]
+        if len(leaf) != len(images):
+            raise ValueError(f"the layer {type(layer).__name__} gives {tuple(leaf.shape)} for {len(images)} images")
+        moved = leaf.ndim == 4 and networks.channels_last(network, layer)
     if not output.requires_grad:
         raise ValueError(_UNLINKED)
-    return Record(output.detach(), leaf.detach(), output, leaf)
+    activation = leaf.detach().movedim(-1, 1) if moved else leaf.detach()
+    return Record(output.detach(), activation, output, leaf, moved)
+
+
+@torch.inference_mode(False)
+def trace(
+    network: nn.Module, images: Tensor, layers: Mapping[nn.Module, Callable[[nn.Module, Tensor, Tensor], Any]]
+) -> Trace:
+    """Run the network once, keeping what each layer's function makes of the layer, its first input and its output.
+
+    The functions run without a graph and before anything behind the layer can overwrite its output; what they keep
+    must share no memory with it. A layer that works in place works on a copy meanwhile.
+
+    Args:
+        network: maps images (B, 3, H, W) to logits (B, K).
+        images: (B, 3, H, W).
+        layers: modules inside the network whose output is a tensor, each with its function.
+
+    Raises:
+        ValueError: nothing links the images to the logits.
+    """
+    leaf = _leaf(images)
+    kept: list[Any] = []
+    ends = [get_gradient_edge(leaf)]
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            ends.append(get_gradient_edge(output))
+            with torch.no_grad():
+                kept.append(layers[module](module, inputs[0], output))
+
+    with torch.enable_grad(), _steady(network), _hooked(layers, keep):
+        output = network(leaf.clone())
+    if not output.requires_grad:
+        raise ValueError(_UNLINKED)
+    return Trace(output.detach(), leaf.detach(), kept, output, ends)
 
 
 @torch.no_grad()
@@ -93,6 +172,11 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph."""
     with _steady(network):
         return network(images)
+
+
+def _leaf(images: Tensor) -> Tensor:
+    """The images as the start of a graph; a tensor made in inference mode cannot enter one, its copy can."""
+    return (images.clone() if images.is_inference() else images).detach().requires_grad_()
 
 
 @contextmanager
@@ -131,3 +215,19 @@ def _tapped(layer: nn.Module) -> Iterator[list[Tensor]]:
         yield leaves
     finally:
         handle.remove()
+
+
+@contextmanager
+def _hooked(layers: Mapping[nn.Module, Any], hook: Callable[..., None]) -> Iterator[None]:
+    """A forward hook on every layer, and none of them in place: its input would be gone when the hook runs."""
+    in_place: list[Any] = [layer for layer in layers if getattr(layer, "inplace", False)]
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        for layer in in_place:
+            layer.inplace = False
+        yield
+    finally:
+        for layer in in_place:
+            layer.inplace = True
+        for handle in handles:
+            handle.remove()

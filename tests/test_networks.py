@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from torch.testing import assert_close
 
-from cxlib import networks, runtime
+from cxlib import networks, runtime, taps
 from cxlib.networks import REVIEWED, build, explanation_layer
 
 BUILT = ["resnet18", "googlenet", "mobilenet_v3_small", "squeezenet1_0", "vgg16_bn_narrow", "test_resnet.r160_in1k"]
@@ -104,6 +104,73 @@ def test_networks_that_are_no_image_classifiers_are_unknown(name):
         build(name)
 
 
+# --- preprocessing ----------------------------------------------------------------------------------------------
+
+
+def photograph(width=301, height=277):
+    noise = torch.rand(3, 9, 11, generator=torch.Generator().manual_seed(0))[None]
+    large = torch.nn.functional.interpolate(noise, (height, width), mode="bicubic")[0].clamp(0, 1)
+    return torchvision.transforms.functional.to_pil_image(large)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "side"),
+    [
+        ("resnet50", "IMAGENET1K_V1", 224),
+        ("resnet50", "DEFAULT", 224),
+        ("efficientnet_b1", "IMAGENET1K_V2", 240),
+        ("efficientnet_v2_l", "DEFAULT", 480),
+        ("inception_v3", "DEFAULT", 299),
+        ("vit_b_16", "IMAGENET1K_SWAG_LINEAR_V1", 224),
+    ],
+)
+def test_preprocessing_and_the_normalisation_inside_are_what_torchvision_publishes(name, weights, side):
+    image = photograph()
+    theirs = torchvision.models.get_model_weights(name)[weights].transforms()(image)
+    ours = networks.transform(name, weights)(image)
+    assert ours.shape == (3, side, side)
+    assert ours.min() >= 0
+    assert ours.max() <= 1
+    with torch.device("meta"):
+        inner = torchvision.models.get_model(name)
+    published = torchvision.models.get_model_weights(name)[weights].transforms()
+    network = networks.Network(name, inner, {}, published.mean, published.std)
+    assert_close((ours - network.mean) / network.std, theirs)
+
+
+def test_the_one_network_of_torchvision_that_is_normalised_otherwise_normalises_so():
+    network = build("efficientnet_v2_l", num_classes=2)
+    assert network.mean.flatten().tolist() == network.std.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_resnet.r160_in1k", "tf_efficientnet_b0"])
+def test_preprocessing_and_the_normalisation_inside_are_what_timm_publishes(name):
+    import timm
+
+    network, image = build(name, num_classes=2), photograph()
+    config = timm.data.resolve_data_config(model=network.inner)
+    ours = networks.transform(name)(image)
+    assert ours.shape == config["input_size"]
+    assert_close((ours - network.mean) / network.std, timm.data.create_transform(**config)(image))
+
+
+@pytest.mark.parametrize("weights", [None, "weights/mine.pth"])
+def test_weights_without_published_preprocessing_are_resized_to_256_and_cropped(weights):
+    image = photograph()
+    expected = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms(mean=[0.0] * 3, std=[1.0] * 3)(image)
+    for name in ("resnet50", "vgg16_bn_narrow"):
+        assert_close(networks.transform(name, weights)(image), expected)
+
+
+def test_photographs_in_grey_are_prepared_too():
+    assert networks.transform("resnet18")(photograph().convert("L")).shape == (3, 224, 224)
+
+
+def test_preprocessing_of_an_unknown_network_lists_near_names():
+    with pytest.raises(ValueError, match=r"'resnet19'.*resnet18"):
+        networks.transform("resnet19")
+
+
 # --- explanation layers -----------------------------------------------------------------------------------------
 
 
@@ -160,7 +227,37 @@ def test_wrong_layer_name_lists_candidates():
         explanation_layer(small(), "feature.40")
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
+def test_layer_of_timms_networks_is_their_last_stage():
+    with torch.device("meta"):
+        for name, layer in (("resnet10t", "layer4"), ("convnext_atto", "stages.3"), ("hrnet_w18_small", "final_layer")):
+            network = build(name)
+            assert explanation_layer(network) is network.inner.get_submodule(layer)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("swin_t", "features"), ("swin_s3_tiny_224", "layers.3")])
+def test_maps_with_channels_last_are_recorded_with_channels_first(name, layer):
+    with runtime.seeded(0):
+        network = build(name, num_classes=3)
+        images = torch.rand(1, 3, 224, 224)
+    seen = []
+    module = explanation_layer(network, layer)
+    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    recorded = taps.record(network, images, module)
+    handle.remove()
+    assert seen[0].shape == (1, 7, 7, 768)
+    assert torch.equal(recorded.activation, seen[0].permute(0, 3, 1, 2))
+    assert recorded.pull_back(torch.ones(1, 2, 3)).shape == (1, 2, 768, 7, 7)
+
+
+def test_layers_inside_such_networks_that_have_channels_first_are_left_alone():
+    with torch.device("meta"):
+        network = build("swin_t")
+    assert networks.channels_last(network, network.inner.features[7])
+    assert not networks.channels_last(network, network.inner.permute)
+    assert not networks.channels_last(network, network.inner.features[0][0])
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_tiny_patch16_224", "pit_ti_224", "mixer_s32_224"])
 def test_networks_of_tokens_ask_for_a_layer(name):
     with torch.device("meta") if name == "vit_b_16" else torch.device("cpu"):
         network = build(name, num_classes=2)

@@ -211,6 +211,14 @@ class Aside(Trunk):
         self.aside(hidden)
 
 
+class Mixes(Trunk):
+    """A layer that sees the images' rows as images of their own, as attention heads are folded into the batch."""
+
+    def forward(self, images):
+        rows = self.conv(images).permute(0, 2, 1, 3).flatten(0, 1).unsqueeze(2)
+        return self.head(self.aside(rows).view(len(images), -1, 4, 14).mean((1, 3)))
+
+
 class Split(nn.Module):
     def forward(self, hidden):
         return hidden, hidden
@@ -256,6 +264,7 @@ def test_no_hook_survives_images_or_cotangents_of_the_wrong_shape(network, image
         (Trunk, "Conv2d did not run"),
         (Aside, "nothing links the tapped layer"),
         (ReturnsTuple, "Split returns tuple, not one tensor"),
+        (Mixes, r"Conv2d gives \(56, 4, 1, 14\) for 4 images"),
     ],
 )
 def test_a_layer_that_cannot_be_explained_gives_one_clear_error(images, kind, message, frozen):

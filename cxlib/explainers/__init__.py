@@ -1,9 +1,10 @@
 """Explainers: from (activation, gradient) to a saliency map, and `explain`, which brings them together.
 
-`EXPLAINERS` maps each name to its map function; `explain` runs one forward pass for all targets and contrasts.
+`MAPS` has those that look at one layer, as functions of its activation and gradient; `EXPLAINERS` has all that
+`explain` takes. `explain` runs one forward pass for all targets and contrasts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,11 +13,14 @@ from torch.nn import functional as F
 
 from cxlib import runtime, taps
 from cxlib.contrasts import CONTRASTS, NORMALISED, Contrast, check_targets, cotangent
-from cxlib.explainers import cam, gradient
+from cxlib.explainers import cam, fullgrad, gradient, vit
 from cxlib.explainers.normalised import Weighing, weighing
 from cxlib.networks import explanation_layer
 
-EXPLAINERS = gradient.MAPS | cam.MAPS
+MAPS = gradient.MAPS | cam.MAPS
+#: Those that record what they need themselves: (network, images, cotangents of the logits, layer, relu) -> (B, M, h, w).
+OWN = fullgrad.MAPS | vit.MAPS
+EXPLAINERS: dict[str, Callable[..., Tensor]] = MAPS | OWN
 
 
 def explain(
@@ -24,7 +28,7 @@ def explain(
     images: Tensor,
     targets: Tensor,
     explainer: str = "gradcam",
-    contrast: str | Contrast | Sequence[str | Contrast] = "weighted",
+    contrast: str | Contrast | Tensor | Sequence[str | Contrast | Tensor] = "weighted",
     layer: str | nn.Module | None = None,
     relu: bool = False,
     upsample: bool = True,
@@ -38,10 +42,12 @@ def explain(
         images: (B, 3, H, W), in the range that the network takes.
         targets: (B,) or (B, T) class indices.
         explainer: a name in `EXPLAINERS`.
-        contrast: a name in `CONTRASTS`, a function (logits, targets) -> cotangent, ``normalised``
-            (`explainers.normalised`), or a list of C of them.
+        contrast: a name in `CONTRASTS`, a function (logits, targets) -> cotangent, a cotangent (K,), (B, K) or
+            (B, T, K), ``normalised`` (`explainers.normalised`), or a list of C of them.
         layer: the explanation layer, by name or module; None takes the network's own
-            (`networks.explanation_layer`). Explainers at the input take none.
+            (`networks.explanation_layer`). `gradient` and `fullgrad` take none: they explain the whole network;
+            `vit_gradcam` takes a layer of tokens (`vit.token_layers`), `attention_rollout` the block at which it
+            begins.
         relu: keep the positive part only, as the explainers' standard variants do.
         upsample: bilinear to (H, W), ``align_corners=True`` as published; False keeps the layer's resolution.
 
@@ -54,13 +60,24 @@ def explain(
     """
     runtime.check_name("explainer", explainer, EXPLAINERS)
     listed = isinstance(contrast, list | tuple)
-    contrasts: Sequence[str | Contrast] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
-    tapped = None if explainer in gradient.MAPS else explanation_layer(network, layer)
-    recorded = taps.record(network, images, tapped)
-    check_targets(targets, *recorded.logits.shape)
+    contrasts: Sequence[str | Contrast | Tensor] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
     per_target = targets if targets.ndim == 2 else targets[:, None]
-    pulled = pull_back(recorded, contrasts, per_target)
-    maps = contrast_maps(explainer, recorded.activation, pulled, relu)  # (B, C, T, h, w)
+    if explainer in OWN:
+        asked: list[Asked] = []
+
+        def cotangents(logits: Tensor) -> Tensor:
+            check_targets(targets, *logits.shape)
+            asked.append(ask(logits, contrasts, per_target))
+            return asked[-1].cotangents
+
+        maps = answer(OWN[explainer](network, images, cotangents, layer, relu), asked[-1], relu)
+    else:
+        tapped = None if explainer in gradient.MAPS else explanation_layer(network, layer)
+        recorded = taps.record(network, images, tapped)
+        check_targets(targets, *recorded.logits.shape)
+        question = ask(recorded.logits, contrasts, per_target)
+        gradients = recorded.pull_back(question.cotangents)
+        maps = answer(saliency(explainer, recorded.activation, gradients), question, relu)  # (B, C, T, h, w)
     if upsample:
         maps = resized(maps.flatten(1, 2), images.shape[-2:]).unflatten(1, maps.shape[1:3])
     maps = maps.transpose(0, 1)
@@ -68,25 +85,24 @@ def explain(
     return maps if listed else maps.squeeze(0)
 
 
-class Pulled(NamedTuple):
-    """What all explainers need of C contrasts and T targets.
+class Asked(NamedTuple):
+    """What contrasts of targets ask of an explainer.
 
     Attributes:
-        gradients: (B, M, ...), pulled back to the tapped layer: for each contrast but `normalised` T targets,
-            then the classes that `normalised` weighs.
+        cotangents: (B, M, K): for each contrast but `normalised` T targets, then the classes that `normalised` weighs.
         is_normalised: C flags: which of the contrasts is `normalised`.
         n_targets: T.
         weighing: how the classes are weighed; None where `normalised` is not asked for.
     """
 
-    gradients: Tensor
+    cotangents: Tensor
     is_normalised: list[bool]
     n_targets: int
     weighing: Weighing | None
 
 
-def pull_back(recorded: taps.Record, contrasts: Sequence[str | Contrast], targets: Tensor) -> Pulled:
-    """Pull all that contrasts of targets (B, T) need back to the tapped layer, in one go.
+def ask(logits: Tensor, contrasts: Sequence[str | Contrast | Tensor], targets: Tensor) -> Asked:
+    """All cotangents on logits (B, K) that contrasts of targets (B, T) need.
 
     Raises:
         ValueError: unknown contrast, or wrong targets.
@@ -94,28 +110,23 @@ def pull_back(recorded: taps.Record, contrasts: Sequence[str | Contrast], target
     for name in contrasts:
         if isinstance(name, str):
             runtime.check_name("contrast", name, (*CONTRASTS, NORMALISED))
-    check_targets(targets, *recorded.logits.shape)
-    is_normalised = [contrast == NORMALISED for contrast in contrasts]
-    cotangents = [cotangent(c, recorded.logits, targets) for c, skip in zip(contrasts, is_normalised) if not skip]
-    weigh = weighing(recorded.logits, targets) if any(is_normalised) else None
+    check_targets(targets, *logits.shape)
+    is_normalised = [isinstance(contrast, str) and contrast == NORMALISED for contrast in contrasts]
+    cotangents = [cotangent(c, logits, targets) for c, skip in zip(contrasts, is_normalised) if not skip]
+    weigh = weighing(logits, targets) if any(is_normalised) else None
     if weigh is not None:
-        cotangents.append(weigh.cotangents(recorded.logits.shape[-1]).to(recorded.logits))
-    return Pulled(recorded.pull_back(torch.cat(cotangents, 1)), is_normalised, targets.shape[1], weigh)
+        cotangents.append(weigh.cotangents(logits.shape[-1]).to(logits))
+    return Asked(torch.cat(cotangents, 1), is_normalised, targets.shape[1], weigh)
 
 
-def contrast_maps(explainer: str, activation: Tensor, pulled: Pulled, relu: bool = False) -> Tensor:
-    """Maps (B, C, T, h, w) of an activation (B, C, h, w) under the contrasts pulled back.
-
-    Raises:
-        ValueError: unknown explainer, or an activation that is no spatial map.
-    """
-    maps = saliency(explainer, activation, pulled.gradients)
-    n_classes = 0 if pulled.weighing is None else pulled.weighing.classes.shape[1]
+def answer(maps: Tensor, asked: Asked, relu: bool = False) -> Tensor:
+    """Maps (B, C, T, h, w) of the contrasts, from those of the cotangents that were asked for, (B, M, h, w)."""
+    n_classes = 0 if asked.weighing is None else asked.weighing.classes.shape[1]
     plain, of_classes = maps.tensor_split([maps.shape[1] - n_classes], 1)
-    stacked = list(plain.split(pulled.n_targets, 1)) if plain.shape[1] else []
-    for place, flag in enumerate(pulled.is_normalised):
-        if flag and pulled.weighing is not None:
-            stacked.insert(place, pulled.weighing(of_classes))
+    stacked = list(plain.split(asked.n_targets, 1)) if plain.shape[1] else []
+    for place, flag in enumerate(asked.is_normalised):
+        if flag and asked.weighing is not None:
+            stacked.insert(place, asked.weighing(of_classes))
     maps = torch.stack(stacked, 1)
     return maps.clamp(min=0) if relu else maps
 
@@ -126,10 +137,10 @@ def saliency(explainer: str, activation: Tensor, gradients: Tensor) -> Tensor:
     Raises:
         ValueError: unknown explainer, or an activation that is no spatial map.
     """
-    runtime.check_name("explainer", explainer, EXPLAINERS)
+    runtime.check_name("explainer at one layer", explainer, MAPS)
     if activation.ndim != 4:
         raise ValueError(f"{explainer} needs a layer with output (B, C, h, w), got shape {tuple(activation.shape)}")
-    return EXPLAINERS[explainer](activation[:, None], gradients)
+    return MAPS[explainer](activation[:, None], gradients)
 
 
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,0 +1,170 @@
+"""FullGrad (Srinivas & Fleuret 2019) with linear post-processing: no absolute value, no rescaling of single maps.
+
+A network of linear layers and piecewise linear functions is, around an image x, y = x . dy/dx + sum_l b_l . dy/db_l
+with the biases b_l of its layers. FullGrad maps are the summands, laid over the image. All is linear in the cotangent,
+so the map of a contrast is the contrast of the classes' maps, and it is *complete*: its sum over the pixels is the
+cotangent's product with the logits (for `original` y_t, for `max` y_t - y_s*).
+
+Biases, one for each run of a layer:
+
+- convolutions and linear layers: their own;
+- batch norm: beta - gamma mean / std, of its running statistics;
+- activation functions: the implicit bias f(x) - x f'(x) (section 3 of the paper); none for ReLU, 6 where ReLU6 clips;
+- squeeze and excitation: minus its output, for a product s x has (s x) = d(s x)/ds s + d(s x)/dx x - s x.
+
+Completeness holds for networks built of these, pooling, sums and concatenations. It does not hold for layer, group or
+instance norm and attention, whose terms are left out (layer norm, scale-free, would take all that stands before
+it), nor for activations and products that the forward pass writes without a module. Maps are still made there.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from cxlib import taps
+from cxlib.networks import Network
+
+# Elementwise and not homogeneous, so that they have an implicit bias.
+_ACTIVATIONS = (
+    *(nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.SELU, nn.CELU, nn.Mish),
+    *(nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
+)
+# timm's own, by name: the module that they live in takes seconds to import.
+_TIMM_ACTIVATIONS = (
+    "Swish",
+    "Mish",
+    "Sigmoid",
+    "Tanh",
+    "HardSwish",
+    "HardSigmoid",
+    "HardMish",
+    "GELUTanh",
+    "QuickGELU",
+)
+_GATES = ("SqueezeExcitation", "SqueezeExcite", "SEModule", "EffectiveSEModule")
+
+#: From logits (B, K) to M cotangents an image, (B, M, K).
+Cotangents = Callable[[Tensor], Tensor]
+
+# A bias that multiplies the gradient at its layer's output, (C,) or shaped like it, and the dimension of its channels;
+# None where it is that of the layer before.
+_Bias = tuple[Tensor, int | None]
+
+
+def record(network: nn.Module, images: Tensor) -> taps.Trace:
+    """One forward pass that keeps every bias (see above)."""
+    layers: dict[nn.Module, Any] = {}
+    for module in network.modules():
+        kind = type(module).__name__
+        if isinstance(module, _ConvNd | nn.Linear) and module.bias is not None:
+            layers[module] = _own
+        elif isinstance(module, _BatchNorm) and module.running_mean is not None:
+            # timm's BatchNormAct2d ends in an activation, before which it runs an identity named `drop`.
+            layers[getattr(module, "drop", module)] = partial(_of_batch_norm, module)
+        elif isinstance(module, _ACTIVATIONS) or (kind in _TIMM_ACTIVATIONS and "timm" in type(module).__module__):
+            layers[module] = _implicit
+        elif kind in _GATES:
+            layers[module] = _of_gate
+    return taps.trace(network, images, layers)
+
+
+def fullgrad(network: nn.Module, images: Tensor, cotangents: Cotangents, _layer: Any, _relu: bool) -> Tensor:
+    """FullGrad maps (B, M, H, W) of the whole network."""
+    trace = record(network, images)
+    return from_trace(trace, cotangents(trace.logits), zero_image(network))
+
+
+def from_trace(trace: taps.Trace, cotangents: Tensor, zero: Tensor | float = 0.0) -> Tensor:
+    """FullGrad maps (B, M, H, W) of cotangents (B, M, K), whose sums over the pixels are the products with the logits.
+
+    Every map (h, w) is spread over the image bilinearly, by weights that keep its sum; what has no place, as the biases
+    behind global pooling, is spread evenly.
+
+    Args:
+        trace: what `record` returned.
+        cotangents: (B, M, K).
+        zero: the image that the network's first layer sees as zero: the mean where it normalises inside.
+    """
+    return torch.stack([_map(trace, *gradients, zero) for gradients in trace.pull_back(cotangents)], 1)
+
+
+def zero_image(network: nn.Module) -> Tensor | float:
+    """The colour (3, 1, 1) that the network's first layer sees as zero; 0 for a network that we did not build."""
+    if not isinstance(network, Network):
+        return 0.0
+    # GoogLeNet and Inception undo ImageNet's normalisation inside and have their own, of mean 0.5.
+    return 0.5 if getattr(network.inner, "transform_input", False) else network.mean
+
+
+def _own(layer: Any, _x: Tensor, _y: Tensor) -> _Bias:
+    return layer.bias.detach(), -1 if isinstance(layer, nn.Linear) else 1
+
+
+def _of_batch_norm(layer: Any, _module: nn.Module, _x: Tensor, _y: Tensor) -> _Bias:
+    slope = (layer.running_var + layer.eps).rsqrt()
+    if layer.weight is not None:
+        slope = slope * layer.weight.detach()
+    bias = -layer.running_mean * slope
+    return (bias if layer.bias is None else bias + layer.bias.detach()), 1
+
+
+def _implicit(activation: Any, x: Tensor, y: Tensor) -> _Bias:
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(activation.forward(leaf).sum(), leaf)
+    return y.detach() - x.detach() * slope, None
+
+
+def _of_gate(_gate: nn.Module, _x: Tensor, y: Tensor) -> _Bias:
+    return -y.detach(), 1
+
+
+def _map(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], zero: Tensor | float) -> Tensor:
+    """The map (B, H, W) of one cotangent: terms of one size are summed first, for spreading is linear too."""
+    size = trace.images.shape[-2:]
+    terms = {size: ((trace.images - zero) * gradient).sum(1)}
+    shape, before = gradient.shape, 1
+    for (bias, channels), at_output in zip(trace.kept, gradients):
+        if at_output is None:
+            continue
+        if channels is None:
+            channels = before if at_output.shape == shape else 1
+        shape, before = at_output.shape, channels
+        term = _sum_channels(bias, at_output, channels)
+        terms[term.shape[-2:]] = terms.get(term.shape[-2:], 0) + term
+    return torch.stack([_spread(term, size) for term in terms.values()]).sum(0)
+
+
+def _sum_channels(bias: Tensor, gradient: Tensor, channels: int) -> Tensor:
+    """Bias times gradient, summed over the channels: (B, h, w), and (B, 1, 1) where there is no space."""
+    if bias.ndim == gradient.ndim:
+        term = (bias * gradient).sum(channels)
+    elif channels == 1:
+        term = (bias @ gradient.flatten(2)).unflatten(1, gradient.shape[2:]) if gradient.ndim > 2 else gradient @ bias
+    else:
+        term = gradient @ bias
+    return term if term.ndim == 3 and gradient.ndim == 4 else term.reshape(len(term), -1).sum(1)[:, None, None]
+
+
+def _spread(term: Tensor, size: torch.Size) -> Tensor:
+    """A map (B, h, w) laid over (H, W) so that its sum stays what it is."""
+    if term.shape[-2:] == size:
+        return term
+    rows, columns = (_weights(n, N).to(term) for n, N in zip(term.shape[-2:], size))
+    return rows @ term @ columns.T
+
+
+def _weights(n: int, n_pixels: int) -> Tensor:
+    """(N, n): bilinear weights between the pixels' centres, each of the n places giving away one in all."""
+    eye = torch.eye(n, dtype=torch.float64)[None, None]
+    weights = F.interpolate(eye, (n_pixels, n), mode="bilinear", antialias=True)[0, 0]
+    return weights / weights.sum(0)
+
+
+MAPS = {"fullgrad": fullgrad}
