@@ -1,0 +1,410 @@
+"""The command line: `python -m cxlib explain IMAGE …` says why this class and not that one, `list` what there is."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+
+from cxlib import figures, networks, runtime, taps
+from cxlib.contrasts import CONTRASTS, Contrast, original
+from cxlib.datasets.imagenet import SUFFIXES
+from cxlib.datasets.images import Transform, decode, preprocessing
+from cxlib.explainers import EXPLAINERS, explain, vit
+
+#: The contrast of one class against one other: e_t - e_s.
+VERSUS = "versus"
+#: What --versus takes besides a class.
+SECOND = "second"
+
+
+class OneLine(click.Group):
+    """Bad input ends in one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, FloatingPointError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    r"""Class-contrastive explanations: why this class, but not others?
+
+    \b
+    python -m cxlib explain bird.jpg --network resnet50
+    python -m cxlib explain bird.jpg --network resnet50 --target robin --versus brambling
+    python -m cxlib explain photos/ --network data/finetuned/vgg16_bn.pt --classes data/CUB_200_2011/classes.txt
+    python -m cxlib list layers resnet50
+    """
+
+
+@main.command(name="explain")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--network", required=True, help="A name of torchvision or timm, or a .pt file that the pipeline wrote.")
+@click.option(
+    "--weights",
+    default="DEFAULT",
+    show_default=True,
+    help="Of a network by name: DEFAULT, a published name, a state_dict file, or random.",
+)
+@click.option("--weights-path", help="A folder searched for <weights>-<hash8>.pth before any download.")
+@click.option("--classes", "classes_file", help="A file with the name of one class a line, in the network's order.")
+@click.option("--target", help="The class to explain, by name or index.  [default: the most probable]")
+@click.option(
+    "--versus",
+    help=f"The class that it is told apart from, likewise, or '{SECOND}', the next most probable.  [default: all]",
+)
+@click.option(
+    "--explainer",
+    "explainers",
+    multiple=True,
+    help="Once or more; `list explainers` shows them.  [default: gradcam; vit_gradcam for transformers]",
+)
+@click.option(
+    "--contrast",
+    "contrasts",
+    multiple=True,
+    help=f"Once or more; `list contrasts` shows them.  [default: weighted; {VERSUS} with --versus]",
+)
+@click.option("--layer", help="The layer to explain; `list layers NETWORK` shows them.  [default: the network's own]")
+@click.option("--relu", is_flag=True, help="Keep only what speaks for the class, as the standard variants do.")
+@click.option(
+    "--image-size", type=click.IntRange(min=1), help="Pixels a side that the network sees.  [default: its own]"
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--out", default="explanations", show_default=True, help="The folder for the results.")
+def explain_(
+    images: tuple[str, ...],
+    network: str,
+    weights: str,
+    weights_path: str | None,
+    classes_file: str | None,
+    target: str | None,
+    versus: str | None,
+    explainers: Sequence[str],
+    contrasts: Sequence[str],
+    layer: str | None,
+    relu: bool,
+    image_size: int | None,
+    device: str,
+    out: str,
+) -> None:
+    """Explain IMAGES: files, folders, or patterns such as 'photos/*.jpg'.
+
+    Writes three files an image to --out: NAME.png, the picture beside its maps, for the target class and for the
+    one that it is compared with (red speaks for the class, blue against it); NAME.json, the probabilities and what
+    the maps amount to; NAME.npz, the maps themselves.
+    """
+    paths = image_files(images)
+    chosen_device = runtime.device(device)
+    model = build(network, weights, weights_path).to(chosen_device)
+    explainers = explainers or [default_explainer(model)]
+    contrasts = contrasts or [VERSUS if versus else "weighted"]
+    for name in explainers:
+        runtime.check_name("explainer", name, EXPLAINERS)
+    for name in contrasts:
+        runtime.check_name("contrast", name, [*CONTRASTS, VERSUS])
+    prepare = prepared(model, image_size)
+    classes: list[str] = []
+    for name, path in zip(runtime.progress(names_of(paths), "explain", "image"), paths):
+        x = prepare(decode(path))[None].to(chosen_device)
+        logits = taps.logits(model, x)
+        classes = classes or class_names(model, logits.shape[1], network, weights, weights_path, classes_file)
+        t, s = chosen_classes(logits[0], target, versus, classes)
+        leading = torch.tensor([[t, s]], device=chosen_device)
+        functions = [against(t, s) if contrast == VERSUS else contrast for contrast in contrasts]
+        maps = torch.stack([explain(model, x, leading, name, functions, layer, relu) for name in explainers])
+        maps = maps[:, :, 0].cpu()  # (explainers, contrasts, 2, H, W)
+        write(Path(out) / name, path, x[0].cpu(), maps, logits[0].cpu(), (t, s), classes, explainers, contrasts)
+    click.echo(f"{len(paths)} image{'s' * (len(paths) > 1)} explained in {out}")
+
+
+@main.command(name="list")
+@click.argument("what", type=click.Choice(["networks", "explainers", "contrasts", "layers"]), required=False)
+@click.argument("name", required=False)
+def list_(what: str | None, name: str | None) -> None:
+    """Show what there is: networks [PATTERN], explainers, contrasts, or the layers of a NETWORK.
+
+    A layer with a star is the one that is explained unless --layer names another.
+    """
+    if what in (None, "explainers"):
+        table("explainers", {key: function.__doc__ for key, function in EXPLAINERS.items()}, what is None)
+    if what in (None, "contrasts"):
+        ours = "The target against the class of --versus, or the second most probable one: e_t - e_s."
+        table("contrasts", {key: f.__doc__ for key, f in CONTRASTS.items()} | {VERSUS: ours}, what is None)
+    if what is None:
+        click.echo("networks: python -m cxlib list networks [PATTERN]\nlayers:   python -m cxlib list layers NETWORK")
+    if what == "networks":
+        pattern = name or "*"
+        for network in (known for known in known_networks() if fnmatch(known, pattern)):
+            click.echo(network)
+    if what == "layers":
+        if not name:
+            raise ValueError("list layers needs the name of a network, or a .pt file")
+        # Without drawing any weights.
+        with torch.device("meta"):
+            model = build(name, "random", None)
+        list_layers(model)
+
+
+def table(title: str, rows: dict[str, str | None], titled: bool) -> None:
+    """Print names with the first line of their docstrings."""
+    if titled:
+        click.echo(f"{title}:")
+    for name, text in rows.items():
+        click.echo(f"{'  ' * titled}{name:<22}{(text or '').strip().splitlines()[0]}")
+
+
+def known_networks() -> list[str]:
+    """The networks that can be built by name."""
+    import timm
+
+    ours = ["vgg16_bn_narrow", *networks.SMALL_TRANSFORMERS]
+    return [*ours, *dict.fromkeys([*torchvision.models.list_models(module=torchvision.models), *timm.list_models()])]
+
+
+def list_layers(model: networks.Network) -> None:
+    """Print a network's layers; stars mark those explained by default."""
+    own = set()
+    for find in (
+        lambda: networks.explanation_layer(model),
+        lambda: model.inner.get_submodule(vit.token_layers(model)[-1]),
+    ):
+        try:
+            own.add(find())
+        except ValueError:
+            continue
+    for name, module in model.inner.named_modules():
+        if name:
+            click.echo(f"{'*' if module in own else ' '} {name:<40}{type(module).__name__}")
+
+
+# --- what the options mean ---------------------------------------------------------------------------------------
+
+
+def image_files(arguments: Sequence[str]) -> list[Path]:
+    """The image files that arguments name: files, folders (searched through), and patterns.
+
+    Raises:
+        ValueError: an argument names no image.
+    """
+    found: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        else:
+            files = [path] if path.is_file() else [Path(file) for file in sorted(glob(argument, recursive=True))]  # noqa: PTH207 - Path's takes no absolute pattern
+        if not files:
+            raise ValueError(f"{argument} names no image: give a file, a folder with images, or a pattern")
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """A name for each image's results: the file's, numbered where several files have the same."""
+    seen: Counter[str] = Counter()
+    names = []
+    for path in paths:
+        seen[path.stem] += 1
+        names.append(path.stem if seen[path.stem] == 1 else f"{path.stem}_{seen[path.stem]}")
+    return names
+
+
+def build(network: str, weights: str, folder: str | None) -> networks.Network:
+    """A network by name, or from a file that `networks.save` wrote."""
+    if network.endswith((".pt", ".pth")):
+        return networks.load(network)
+    return networks.build(network, None if weights == "random" else weights, folder=folder)
+
+
+def default_explainer(model: networks.Network) -> str:
+    """GradCAM, on tokens for a transformer."""
+    try:
+        vit.transformer(model)
+    except ValueError:
+        return "gradcam"
+    return "vit_gradcam"
+
+
+def prepared(model: networks.Network, image_size: int | None) -> Transform:
+    """From a picture to what the network sees: both sides resized to `image_size`, or as its family is published."""
+    if image_size:
+        return preprocessing(image_size, crop=False)
+    if model.name in networks.SMALL_TRANSFORMERS:
+        return preprocessing(networks.SMALL_TRANSFORMERS[model.name][0]["img_size"], crop=False)
+    return preprocessing(224, crop=True)
+
+
+def class_names(
+    model: networks.Network, n_classes: int, network: str, weights: str, folder: str | None, file: str | None
+) -> list[str]:
+    """The classes' names: from a file, from torchvision, or their indices.
+
+    Without a file given, `classes.txt` beside the network's or the weights' file, or `<weights>.labels.txt` in
+    their folder, is one, if it has the right number of names.
+
+    Raises:
+        ValueError: the file has another number of names than the network has classes.
+    """
+    if file:
+        names = read_names(Path(file))
+        if len(names) != n_classes:
+            raise ValueError(f"{file} names {len(names)} classes, {model.name} tells {n_classes} apart")
+        return names
+    stem = model.name if weights == "DEFAULT" else weights
+    beside = [Path(given).with_name("classes.txt") for given in (network, weights) if given.endswith((".pt", ".pth"))]
+    if folder:
+        beside.append(Path(folder, f"{stem}.labels.txt"))
+    for candidate in beside:
+        if candidate.is_file() and len(names := read_names(candidate)) == n_classes:
+            return names
+    if model.name in torchvision.models.list_models(module=torchvision.models):
+        names = torchvision.models.get_model_weights(model.name).DEFAULT.meta["categories"]  # type: ignore[attr-defined]
+        if len(names) == n_classes and weights != "random":
+            return list(names)
+    return [str(index) for index in range(n_classes)]
+
+
+def read_names(path: Path) -> list[str]:
+    """One name a line; the numbers of CUB's `1 001.Black_footed_Albatross` are left out."""
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    numbered = re.compile(r"\d+ (?:\d+\.)?(\S.*)")
+    if all(numbered.fullmatch(line) for line in lines):
+        return [numbered.sub(r"\1", line) for line in lines]
+    return lines
+
+
+def chosen_classes(logits: Tensor, target: str | None, versus: str | None, classes: list[str]) -> tuple[int, int]:
+    """The target and the class beside it: as named, or the most probable.
+
+    Raises:
+        ValueError: a name or index is none of the classes, or both are the same.
+    """
+    order = logits.argsort(descending=True, stable=True).tolist()
+    s = None if versus in (None, SECOND) else index_of(str(versus), classes)
+    t = next(k for k in order if k != s) if target is None else index_of(target, classes)
+    if s is None:
+        s = next(k for k in order if k != t)
+    if s == t:
+        raise ValueError(f"--target and --versus are the same class, {classes[t]}: name another")
+    return t, s
+
+
+def index_of(name: str, classes: list[str]) -> int:
+    """The class with this index, this name, or the only one whose name has this part.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    if name.isdigit() and name not in classes:
+        if int(name) >= len(classes):
+            raise ValueError(f"there is no class {name}: the indices go from 0 to {len(classes) - 1}")
+        return int(name)
+    wanted, spelled = plain(name), [plain(known) for known in classes]
+    found = [k for k, known in enumerate(spelled) if known == wanted]
+    found = found or [k for k, known in enumerate(spelled) if wanted in known]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        some = ", ".join(f"{classes[k]} ({k})" for k in found[:5])
+        raise ValueError(
+            f"{name!r} may be any of {len(found)} classes: {some}{', …' * (len(found) > 5)}; give the index"
+        )
+    near = ", ".join(classes[spelled.index(word)] for word in get_close_matches(wanted, spelled, n=5, cutoff=0.5))
+    raise ValueError(f"no class {name!r}; near it: {near or 'none, see --classes'}")
+
+
+def plain(name: str) -> str:
+    """A class name as people type it."""
+    return name.replace("_", " ").strip().lower()
+
+
+def against(t: int, s: int) -> Contrast:
+    """The contrast of two classes: e_t - e_s for t, e_s - e_t for s."""
+
+    def contrast(logits: Tensor, targets: Tensor) -> Tensor:
+        return original(logits, targets) - original(logits, t + s - targets)
+
+    return contrast
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+
+
+def write(
+    stem: Path,
+    source: Path,
+    image: Tensor,
+    maps: Tensor,
+    logits: Tensor,
+    chosen: tuple[int, int],
+    classes: list[str],
+    explainers: Sequence[str],
+    contrasts: Sequence[str],
+) -> None:
+    """Write stem.png, stem.json and stem.npz of one image: maps (explainers, contrasts, 2, H, W)."""
+    p = logits.double().softmax(0)
+    named = {
+        role: {"index": k, "name": classes[k], "probability": float(p[k]), "logit": float(logits[k])}
+        for role, k in zip(("target", "versus"), chosen)
+    }
+    top = p.topk(min(5, len(p)))
+    summary = {
+        f"{explainer} {contrast}": {role: told(maps[e, c, r]) for r, role in enumerate(named)}
+        for e, explainer in enumerate(explainers)
+        for c, contrast in enumerate(contrasts)
+    }
+    runtime.write_json(
+        f"{stem}.json",
+        {
+            "image": str(source),
+            **named,
+            "most_probable": {
+                str(rank): {"index": int(k), "name": classes[int(k)], "probability": float(value)}
+                for rank, (value, k) in enumerate(zip(top.values, top.indices), 1)
+            },
+            "maps": summary,
+        },
+    )
+    names = np.array([[classes[k].replace(" ", "_") for k in chosen]])
+    axes = {"explainers": np.array(explainers), "contrasts": np.array(contrasts)}
+    runtime.write_arrays(f"{stem}.npz", maps=maps.numpy(), image=image.numpy(), classes=np.array(chosen), **axes)
+    grid = {
+        "images": image.permute(1, 2, 0).numpy()[None],
+        "maps": maps.numpy()[None],
+        "names": names,
+        "probabilities": p[list(chosen)].numpy()[None],
+        "labels": np.array([""]),
+    }
+    with runtime.atomic(f"{stem}.png") as partial:
+        figures.figure_3_4(grid | axes, partial)
+
+
+def told(values: Tensor) -> dict[str, float]:
+    """A map (H, W) in numbers: its range, the share that speaks for the class, and where it does so most."""
+    row, column = divmod(int(values.argmax()), values.shape[1])
+    total = float(values.abs().sum())
+    return {
+        "highest": float(values.max()),
+        "lowest": float(values.min()),
+        "positive_share": float(values.clamp(min=0).sum()) / total if total else 0.0,
+        "peak_row": row,
+        "peak_column": column,
+    }
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m cxlib")

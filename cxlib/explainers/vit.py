@@ -1,0 +1,247 @@
+"""Vision Transformers: GradCAM on tokens (section 3.4) and gradient-weighted attention rollout (section 3.5).
+
+For torchvision's `VisionTransformer` and timm's plain ones (vit, deit, eva, beit), bare or inside another module.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import VisionTransformer
+
+from cxlib import taps
+from cxlib.explainers import cam
+from cxlib.networks import Network, explanation_layer
+
+#: From logits (B, K) to M cotangents an image (B, M, K).
+Cotangents = Callable[[Tensor], Tensor]
+
+# A row of (A + I)/2 without ReLU may sum to nothing; the smallest sum that is divided by.
+TINY = 1e-7
+
+
+# --- what is said about a transformer ------------------------------------------------------------------------
+
+
+class Tokens(NamedTuple):
+    """How a transformer's tokens (B, N, C) lie: the first ones stand for no patch, the others row by row.
+
+    Attributes:
+        n_prefix: class, distillation and register tokens.
+        grid: (h, w) patches.
+        pooled: the tokens that the classifier reads.
+    """
+
+    n_prefix: int
+    grid: tuple[int, int]
+    pooled: slice
+
+
+def transformer(network: nn.Module) -> nn.Module:
+    """The Vision Transformer inside a network.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for module in network.modules():
+        grid = getattr(getattr(module, "patch_embed", None), "dynamic_feat_size", None)
+        if isinstance(module, VisionTransformer) or (grid and hasattr(module, "num_prefix_tokens")):
+            return module
+    kind = type(network.inner if isinstance(network, Network) else network).__name__
+    raise ValueError(f"{kind} is no plain Vision Transformer (vit, deit): explain it with gradcam or gradient")
+
+
+def tokens(network: nn.Module, images: Tensor) -> Tokens:
+    """How the tokens of images (B, 3, H, W) lie in a network's transformer.
+
+    Raises:
+        ValueError: there is no transformer.
+    """
+    inner: Any = transformer(network)
+    if isinstance(inner, VisionTransformer):
+        height, width = (size // inner.patch_size for size in images.shape[-2:])
+        return Tokens(1, (height, width), slice(0, 1))
+    n_prefix, grid = inner.num_prefix_tokens, inner.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
+    if inner.global_pool == "token":
+        # A distilled deit averages the heads of its class and its distillation token; registers are not read.
+        return Tokens(n_prefix, tuple(grid), slice(0, 2 if hasattr(inner, "head_dist") else 1))
+    return Tokens(n_prefix, tuple(grid), slice(n_prefix, None))
+
+
+def token_layers(network: nn.Module) -> list[str]:
+    """Names of the layers at which `vit_gradcam` can explain: each block's first normalisation, in order.
+
+    Raises:
+        ValueError: there is no transformer.
+    """
+    return [f"{name}.norm1" if hasattr(block, "norm1") else f"{name}.ln_1" for name, block in blocks(network).items()]
+
+
+def blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """The blocks by name, as `networks.explanation_layer` takes it."""
+    inner = transformer(network)
+    whole = network.inner if isinstance(network, Network) else network
+    prefix = next(name for name, module in whole.named_modules() if module is inner)
+    container = "encoder.layers" if isinstance(inner, VisionTransformer) else "blocks"
+    return {
+        ".".join(filter(None, (prefix, container, name))): block
+        for name, block in inner.get_submodule(container).named_children()
+    }
+
+
+# --- attention matrices ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def unfused(network: nn.Module) -> Iterator[list[nn.Module]]:
+    """Every block's attention as plain matrix products inside; restored behind, also after an exception.
+
+    Yields:
+        a module for each block, in order, whose output is the attention matrix (B, heads, N, N) that the block
+        multiplies its values by.
+
+    Raises:
+        ValueError: there is no transformer, or a block has no such matrix.
+    """
+    probes: list[nn.Module] = []
+    with ExitStack() as restored:
+        for name, block in blocks(network).items():
+            attention: Any = getattr(block, "self_attention", getattr(block, "attn", None))
+            if isinstance(attention, nn.MultiheadAttention):
+                probes.append(nn.Identity())
+                # An attribute of the instance hides the class's forward, and goes away again.
+                restored.callback(delattr, attention, "forward")
+                attention.forward = _plain(attention, probes[-1])  # type: ignore[method-assign]
+            elif hasattr(attention, "fused_attn") and hasattr(attention, "attn_drop"):
+                probes.append(attention.attn_drop)
+                restored.callback(setattr, attention, "fused_attn", attention.fused_attn)
+                attention.fused_attn = False
+            else:
+                raise ValueError(f"the attention matrix of {name} ({type(block).__name__}) is out of reach")
+        yield probes
+
+
+def _plain(attention: nn.MultiheadAttention, probe: nn.Module) -> Callable[..., tuple[Tensor, None]]:
+    """Self-attention of `attention` as matrix products, the matrix passing through `probe`."""
+
+    def forward(query: Tensor, _key: Tensor, _value: Tensor, **_options: bool) -> tuple[Tensor, None]:
+        projected = F.linear(query, attention.in_proj_weight, attention.in_proj_bias)
+        q, k, v = projected.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, C/heads)
+        matrix = probe((q * attention.head_dim**-0.5 @ k.mT).softmax(-1))
+        return attention.out_proj((matrix @ v).transpose(1, 2).flatten(2)), None
+
+    return forward
+
+
+# --- explainers ------------------------------------------------------------------------------------------------
+
+
+def vit_gradcam(
+    network: nn.Module, images: Tensor, cotangents: Cotangents, layer: str | nn.Module | None, relu: bool
+) -> Tensor:
+    """GradCAM with the tokens as an h x w map and the features as channels (section 3.4): (B, M, h, w).
+
+    The layer is any whose output is tokens (B, N, C); None takes the last block's first normalisation, for behind
+    the last attention a class token no longer sees the patches.
+
+    Raises:
+        ValueError: no transformer, a layer without tokens, or one behind which no patch influences the logits.
+    """
+    lie = tokens(network, images)
+    recorded = taps.record(network, images, explanation_layer(network, layer or token_layers(network)[-1]))
+    n_tokens = lie.n_prefix + lie.grid[0] * lie.grid[1]
+    if recorded.activation.ndim != 3 or recorded.activation.shape[1] != n_tokens:
+        shape = tuple(recorded.activation.shape)
+        raise ValueError(f"vit_gradcam needs a layer with output (B, {n_tokens}, C), got shape {shape}")
+    gradients = recorded.pull_back(cotangents(recorded.logits))
+    if gradients.any() and not gradients[..., lie.n_prefix :, :].any():
+        raise ValueError(
+            "behind the layer only the class token is read, so that no patch has a gradient:"
+            f" choose an earlier layer, such as {token_layers(network)[-1]}"
+        )
+    activation, gradients = (_as_map(values, lie) for values in (recorded.activation[:, None], gradients))
+    maps = cam.gradcam(activation, gradients)
+    return maps.clamp(min=0) if relu else maps
+
+
+def attention_rollout(
+    network: nn.Module, images: Tensor, cotangents: Cotangents, layer: str | nn.Module | None, relu: bool
+) -> Tensor:
+    """Gradient-weighted attention rollout (section 3.5): (B, M, h, w).
+
+    In each block A = mean over heads of (gradient * attention), then (A + I)/2 with rows that sum to one; the
+    product of all blocks says how much of each patch (column) reaches the token that the classifier reads (row),
+    the class token. Where it reads several (two heads of a distilled network, or the patches' average) their rows
+    are averaged, without what a patch keeps of itself.
+
+    `relu` keeps only the positive part of each head's gradient * attention (Chefer et al.), where the sums are at
+    least 1/2. Without it a row may sum to less than nothing, and the division then turns its signs, as published;
+    sums closer to zero than `TINY` become `TINY`.
+
+    Args:
+        network: a Vision Transformer, or a module with one inside.
+        images: (B, 3, H, W).
+        cotangents: from logits (B, K) to cotangents (B, M, K).
+        layer: the block at which the rollout begins, by name or module; None takes all blocks.
+        relu: the standard variant.
+
+    Raises:
+        ValueError: no transformer, or `layer` is none of its blocks.
+    """
+    lie = tokens(network, images)
+    with unfused(network) as probes:
+        traced = taps.record_each(network, images, probes[_first_block(network, layer) :])
+    shape = traced.activations[0].shape
+    if shape[-2:] != (lie.n_prefix + lie.grid[0] * lie.grid[1],) * 2:
+        raise ValueError(f"attention_rollout needs attention among all tokens, got matrices of shape {tuple(shape)}")
+    maps = [
+        rollout(traced.activations, traced.pull_back(cotangent), lie.pooled, relu)
+        for cotangent in cotangents(traced.logits).unbind(1)
+    ]
+    return torch.stack(maps, 1)[..., lie.n_prefix :].unflatten(-1, lie.grid)
+
+
+def rollout(attentions: Sequence[Tensor], gradients: Sequence[Tensor], pooled: slice, relu: bool) -> Tensor:
+    """The rolled-out attention (B, N) of the pooled tokens to all.
+
+    Args:
+        attentions: (B, heads, N, N) of each block, from first to last.
+        gradients: likewise.
+        pooled: the rows that are averaged.
+        relu: keep the positive part of gradient * attention.
+    """
+    eye = torch.eye(attentions[0].shape[-1]).to(attentions[0])
+    rows = eye[pooled]
+    # From the last block to the first, so that only these rows are multiplied.
+    for attention, gradient in zip(reversed(attentions), reversed(gradients)):
+        weighted = gradient * attention
+        mixed = ((weighted.clamp(min=0) if relu else weighted).mean(1) + eye) / 2
+        total = mixed.sum(-1, keepdim=True)
+        rows = rows @ (mixed / torch.where(total.abs() < TINY, TINY, total))
+    return rows.masked_fill(eye[pooled].bool(), 0).mean(1)
+
+
+MAPS: dict[str, Callable[[nn.Module, Tensor, Cotangents, str | nn.Module | None, bool], Tensor]] = {
+    "vit_gradcam": vit_gradcam,
+    "attention_rollout": attention_rollout,
+}
+
+
+def _as_map(values: Tensor, lie: Tokens) -> Tensor:
+    """Tokens (..., N, C) as (..., C, h, w), those that stand for no patch left out."""
+    return values[..., lie.n_prefix :, :].mT.unflatten(-1, lie.grid)
+
+
+def _first_block(network: nn.Module, layer: str | nn.Module | None) -> int:
+    if layer is None:
+        return 0
+    names, modules = list(blocks(network)), list(blocks(network).values())
+    if layer in names:
+        return names.index(layer)  # type: ignore[arg-type]
+    if layer in modules:
+        return modules.index(layer)  # type: ignore[arg-type]
+    what = repr(layer) if isinstance(layer, str) else type(layer).__name__
+    raise ValueError(f"attention_rollout begins at a block, {what} is none: choose from {names[0]} to {names[-1]}")

@@ -1,0 +1,207 @@
+"""The command line answers why this class and not that one, in files; and bad input with one line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from cxlib import __main__ as cli
+from cxlib import networks, runtime
+from cxlib.contrasts import CONTRASTS
+from cxlib.datasets.images import decode, preprocessing
+from cxlib.explainers import EXPLAINERS, explain
+
+NAMES = ["1 001.Marsh_Heron", "2 002.Ashen_Heron", "3 003.Marsh_Hawk", "4 004.Ashen_Gull"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three photographs, a network's file, a transformer's state_dict, and a list of classes."""
+    folder = tmp_path_factory.mktemp("cli")
+    for number, name in enumerate(("photos/a.jpg", "photos/deep/a.png", "photos/b.JPEG")):
+        noise = np.random.default_rng(number).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).resize((60, 50), Image.Resampling.BICUBIC).save(folder / name)
+    with runtime.seeded(2):
+        networks.save(networks.build("vgg16_bn_narrow", num_classes=4), folder / "birds.pt")
+        torch.save(networks.build("vit_mini", num_classes=4).inner.state_dict(), folder / "vit.pth")
+    (folder / "classes.txt").write_text("\n".join(NAMES) + "\n")
+    (folder / "photos" / "README.md").write_text("no image")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture
+def here(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    return tmp_path / "out"
+
+
+def run(*words):
+    return CliRunner().invoke(cli.main, [str(word) for word in words])
+
+
+def succeed(*words):
+    result = run(*words)
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+BIRDS = ("--network", "birds.pt", "--classes", "classes.txt", "--device", "cpu", "--image-size", "32")
+
+
+def test_an_image_is_explained_in_a_picture_numbers_and_maps(here):
+    succeed("explain", "photos/a.jpg", *BIRDS, "--explainer", "gradcam", "--explainer", "gradient", "--out", here)
+    assert sorted(path.name for path in here.iterdir()) == ["a.json", "a.npz", "a.png"]
+    network = networks.load("birds.pt")
+    x = preprocessing(32, crop=False)(decode("photos/a.jpg"))[None]
+    p = network(x).double().softmax(1)[0]
+    order = p.argsort(descending=True)
+    told = json.loads((here / "a.json").read_text())
+    assert [told[role]["index"] for role in ("target", "versus")] == order[:2].tolist()
+    assert told["target"]["name"] == ["Marsh_Heron", "Ashen_Heron", "Marsh_Hawk", "Ashen_Gull"][order[0]]
+    assert told["target"]["probability"] == pytest.approx(float(p[order[0]]), rel=1e-5)
+    with np.load(here / "a.npz") as arrays:
+        assert arrays["classes"].tolist() == order[:2].tolist()
+        for e, name in enumerate(("gradcam", "gradient")):
+            expected = explain(network, x, order[None, :2], name, "weighted")[0]
+            np.testing.assert_allclose(arrays["maps"][e, 0], expected, rtol=1e-4, atol=1e-7)
+            values = told["maps"][f"{name} weighted"]["target"]
+            assert values["highest"] == pytest.approx(float(expected[0].max()), rel=1e-4)
+            share = expected[0].clamp(min=0).sum() / expected[0].abs().sum()
+            assert values["positive_share"] == pytest.approx(float(share), rel=1e-4)
+            assert expected[0][values["peak_row"], values["peak_column"]] == expected[0].max()
+    with Image.open(here / "a.png") as picture:
+        assert len(picture.convert("RGB").getcolors(10**6)) > 100
+
+
+@pytest.mark.parametrize(("target", "versus"), [("Marsh_Hawk", "ashen gull"), ("2", "3"), ("hawk", "gull")])
+def test_versus_is_the_difference_of_the_two_classes(here, target, versus):
+    succeed("explain", "photos/a.jpg", *BIRDS, "--target", target, "--versus", versus, "--out", here)
+    told = json.loads((here / "a.json").read_text())
+    assert (told["target"]["index"], told["versus"]["index"]) == (2, 3)
+    network = networks.load("birds.pt")
+    x = preprocessing(32, crop=False)(decode("photos/a.jpg"))[None]
+    of_classes = explain(network, x, torch.tensor([[2, 3]]), "gradcam", "original")[0]
+    with np.load(here / "a.npz") as arrays:
+        assert arrays["contrasts"].tolist() == ["versus"]
+        difference = (of_classes[0] - of_classes[1]).numpy()
+        np.testing.assert_allclose(arrays["maps"][0, 0], [difference, -difference], rtol=1e-3, atol=1e-6)
+
+
+def test_without_a_target_versus_is_told_from_the_most_probable_class(here):
+    x = preprocessing(32, crop=False)(decode("photos/a.jpg"))[None]
+    order = networks.load("birds.pt")(x)[0].argsort(descending=True).tolist()
+    for versus, expected in ((order[0], (order[1], order[0])), (order[3], (order[0], order[3])), ("second", order[:2])):
+        succeed("explain", "photos/a.jpg", *BIRDS, "--versus", versus, "--out", here)
+        told = json.loads((here / "a.json").read_text())
+        assert (told["target"]["index"], told["versus"]["index"]) == tuple(expected)
+
+
+def test_folders_and_patterns_are_searched_and_no_result_is_overwritten(here):
+    result = succeed("explain", "photos", *BIRDS, "--out", here)
+    assert "3 images explained" in result.output
+    assert sorted(path.name for path in here.glob("*.json")) == ["a.json", "a_2.json", "b.json"]
+    sources = {json.loads(path.read_text())["image"] for path in here.glob("*.json")}
+    assert sources == {"photos/a.jpg", "photos/deep/a.png", "photos/b.JPEG"}
+    assert [str(path) for path in cli.image_files(["photos/*.jpg", "photos/a.jpg", "photos/**/*.png"])] == [
+        "photos/a.jpg",
+        "photos/deep/a.png",
+    ]
+
+
+def test_a_state_dict_of_a_transformer_is_explained_by_tokens(here):
+    network = ("--network", "vit_mini", "--weights", "vit.pth", "--device", "cpu")
+    succeed("explain", "photos/a.jpg", *network, "--explainer", "attention_rollout", "--explainer", "vit_gradcam",
+            "--contrast", "original", "--contrast", "weighted", "--relu", "--out", here)  # fmt: skip
+    with np.load(here / "a.npz") as arrays:
+        size = networks.SMALL_TRANSFORMERS["vit_mini"][0]["img_size"]
+        assert arrays["maps"].shape == (2, 2, 2, size, size)
+        assert (arrays["maps"] >= 0).all()
+    succeed("explain", "photos/a.jpg", *network, "--out", here)
+    with np.load(here / "a.npz") as arrays:
+        assert arrays["explainers"].tolist() == ["vit_gradcam"]
+    assert json.loads((here / "a.json").read_text())["target"]["name"] in " ".join(NAMES)  # of classes.txt beside it
+
+
+def test_names_come_from_beside_the_weights_or_from_torchvision(tmp_path):
+    with torch.device("meta"):
+        model = networks.build("squeezenet1_1")
+    assert cli.class_names(model, 1000, "squeezenet1_1", "DEFAULT", None, None)[:2] == ["tench", "goldfish"]
+    assert cli.class_names(model, 3, "squeezenet1_1", "DEFAULT", None, None) == ["0", "1", "2"]
+    (tmp_path / "birds.labels.txt").write_text("Great Tit\nRobin\nWren\n")
+    assert cli.class_names(model, 3, "squeezenet1_1", "birds", str(tmp_path), None) == ["Great Tit", "Robin", "Wren"]
+    assert cli.class_names(model, 4, "squeezenet1_1", "birds", str(tmp_path), None) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("photos/none.jpg", *BIRDS), ["photos/none.jpg names no image"]),
+        (("broken.jpg", *BIRDS), ["broken.jpg cannot be decoded"]),
+        (("photos/a.jpg", *BIRDS, "--target", "heron"), ["'heron' may be any of 2", "Marsh_Heron (0)"]),
+        (("photos/a.jpg", *BIRDS, "--target", "marsh hern"), ["no class 'marsh hern'", "Marsh_Heron"]),
+        (("photos/a.jpg", *BIRDS, "--target", "4"), ["no class 4", "0 to 3"]),
+        (("photos/a.jpg", *BIRDS, "--target", "1", "--versus", "Ashen_Heron"), ["same class", "Ashen_Heron"]),
+        (("photos/a.jpg", *BIRDS, "--explainer", "gradcamp"), ["'gradcamp'", "xgradcam"]),
+        (("photos/a.jpg", *BIRDS, "--explainer", "attention_rollout"), ["NarrowVGG is no plain Vision Transformer"]),
+        (("photos/a.jpg", *BIRDS, "--contrast", "nonsense"), ["'nonsense'", "versus"]),
+        (("photos/a.jpg", *BIRDS, "--layer", "features.99"), ["'features.99'", "features.9"]),
+        (("photos/a.jpg", *BIRDS, "--device", "abacus"), ["'abacus'"]),
+        (("photos/a.jpg", "--network", "none.pt"), ["none.pt does not exist"]),
+        (("photos/a.jpg", "--network", "vit.pth"), ["vit.pth is not a network written by cxlib"]),
+        (("photos/a.jpg", "--network", "resnet19"), ["'resnet19'", "resnet18"]),
+        (("photos/a.jpg", "--network", "vit_mini", "--weights", "none.pth"), ["none.pth does not exist"]),
+        (
+            ("photos/a.jpg", "--network", "birds.pt", "--classes", "photos/README.md"),
+            ["README.md names 1 classes", "4"],
+        ),
+    ],
+)
+def test_bad_input_is_one_line(here, words, named):
+    result = run("explain", *words, "--out", here)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if line.strip() and "image/s" not in line]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    for text in named:
+        assert text in lines[0]
+    assert not here.exists()
+
+
+def test_lists_show_what_the_registries_hold():
+    everything = succeed("list").output
+    for name in (*EXPLAINERS, *CONTRASTS, "versus"):
+        assert name in everything
+    assert succeed("list", "explainers").output.count("\n") == len(EXPLAINERS)
+    assert "vit_tiny_patch16_224\n" in succeed("list", "networks", "vit_tiny*").output
+    assert succeed("list", "networks", "resnet18").output.split() == ["resnet18"]
+
+
+@pytest.mark.parametrize(
+    ("network", "own"), [("vgg16_bn", "features.40"), ("resnet18", "layer4"), ("vit_mini", "blocks.2.norm1")]
+)
+def test_layers_are_listed_with_the_one_that_is_explained(network, own):
+    lines = succeed("list", "layers", network).output.splitlines()
+    starred = [line.split()[1] for line in lines if line.startswith("*")]
+    assert starred == [own]
+    assert len(lines) > 20
+
+
+def test_the_module_runs_as_a_program_and_exits_with_one_line(folder):
+    def program(*words):
+        return subprocess.run([sys.executable, "-m", "cxlib", *words], cwd=folder, capture_output=True, text=True)
+
+    done = program("explain", "photos/a.jpg", *BIRDS, "--out", "done")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "done" / "a.png").stat().st_size > 1000
+    failed = program("explain", "photos/a.jpg", *BIRDS, "--target", "9", "--out", "failed")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("Error: there is no class 9")
+    assert not (folder / "failed").exists()
