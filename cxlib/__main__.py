@@ -116,7 +116,7 @@ def explain_(
         runtime.check_name("explainer", name, EXPLAINERS)
     for name in contrasts:
         runtime.check_name("contrast", name, [*CONTRASTS, VERSUS])
-    prepare = prepared(model, image_size)
+    prepare = prepared(model, weights, image_size)
     classes: list[str] = []
     for name, path in zip(runtime.progress(names_of(paths), "explain", "image"), paths):
         x = prepare(decode(path))[None].to(chosen_device)
@@ -239,13 +239,9 @@ def default_explainer(model: networks.Network) -> str:
     return "vit_gradcam"
 
 
-def prepared(model: networks.Network, image_size: int | None) -> Transform:
-    """From a picture to what the network sees: both sides resized to `image_size`, or as its family is published."""
-    if image_size:
-        return preprocessing(image_size, crop=False)
-    if model.name in networks.SMALL_TRANSFORMERS:
-        return preprocessing(networks.SMALL_TRANSFORMERS[model.name][0]["img_size"], crop=False)
-    return preprocessing(224, crop=True)
+def prepared(model: networks.Network, weights: str, image_size: int | None) -> Transform:
+    """From a picture to what the network sees: both sides resized to `image_size`, or as its weights were published."""
+    return preprocessing(image_size, crop=False) if image_size else networks.transform(model.name, weights)
 
 
 def class_names(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,8 @@ LABELS = {
     "gradcam": "GradCAM",
     "linear_approximation": "Linear approximation",
     "xgradcam": "XGradCAM",
+    "vit_gradcam": "GradCAM",
+    "attention_rollout": "Attention rollout",
 }
 
 SHEET_IMAGES = 3
@@ -272,7 +275,7 @@ def by_ambiguity(table: pd.DataFrame, path: Path | str) -> None:
     _save(figure, path)
 
 
-def figure_3_4(maps: Mapping[str, np.ndarray], path: Path | str) -> None:
+def figure_3_4(maps: Mapping[str, Any], path: Path | str) -> None:
     """Figures 3 and 4: a row a class of an image, a column an explainer and contrast.
 
     The maps lie over the image with alpha 0.5 in `bwr`, each with its own norm centred on zero, as published.
@@ -308,13 +311,15 @@ def figure_3_4(maps: Mapping[str, np.ndarray], path: Path | str) -> None:
                     axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=7)
                 else:
                     e, c = columns[column - 1]
-                    values = maps["maps"][i, e, c, t]
+                    values = maps["maps"][i][e, c, t]
                     # A map of zeros has no range of its own; any will show it white.
                     norm = CenteredNorm(halfrange=np.abs(values).max() or 1)
                     axis.imshow(values, cmap="bwr", norm=norm, alpha=0.5)
                 if row == 0 and column:
                     explainer, contrast = str(maps["explainers"][e]), str(maps["contrasts"][c])
-                    axis.set_title(f"{LABELS[explainer]}\n{contrast}", fontsize=7.5, color=COLOURS[contrast])
+                    colour = COLOURS.get(contrast, "black")
+                    title = f"{LABELS.get(explainer, explainer)}\n{contrast.replace('_', ' ')}"
+                    axis.set_title(title, fontsize=7.5, color=colour)
     return _save(figure, path)
 
 

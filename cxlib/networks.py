@@ -82,8 +82,15 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, 3, H, W) in [0, 1]."""
-        return self.inner((images - self.mean) / self.std)
+        """Logits (B, K) of images (B, 3, H, W) in [0, 1].
+
+        Raises:
+            ValueError: the architecture wants images of another size.
+        """
+        try:
+            return self.inner((images - self.mean) / self.std)
+        except AssertionError as error:
+            raise ValueError(f"{self.name} refuses images of shape {tuple(images.shape)}: {error}") from error
 
 
 class NarrowVGG(nn.Module):
@@ -107,13 +114,31 @@ class NarrowVGG(nn.Module):
         return self.classifier(self.avgpool(self.features(images)).flatten(1))
 
 
+#: Small Vision Transformers by name: options of timm's, with the mean and standard deviation of their images.
+SMALL_TRANSFORMERS: dict[str, tuple[dict[str, Any], tuple[float, ...], tuple[float, ...]]] = {
+    # For training on a CPU.
+    "vit_mini": (
+        {"img_size": 48, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2},
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+    ),
+    # CIFAR-10's 32 pixels.
+    "vit_cifar10": (
+        {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 4, "num_heads": 4, "mlp_ratio": 2},
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+    ),
+}
+
+
 def build(
     name: str, weights: str | None = None, num_classes: int | None = None, folder: str | Path | None = None
 ) -> Network:
     """A network by name, in eval mode and frozen, for images in [0, 1].
 
     Args:
-        name: `vgg16_bn_narrow`, or any classification builder of torchvision or model of timm.
+        name: `vgg16_bn_narrow`, a name in `SMALL_TRANSFORMERS`, or any classification builder of torchvision or
+            model of timm.
         weights: None for random weights; a state_dict file; or a name, looked up in `folder` as
             ``<weights>-<hash8>.pth`` (``DEFAULT`` stands for the network's own name) and then among
             torchvision's and timm's downloads.
@@ -230,8 +255,12 @@ def transform(name: str, weights: str | None = None) -> Callable[[Image], Tensor
         ValueError: unknown network.
     """
     neutral: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    prepare: Callable[[Image], Tensor]
     if name == "vgg16_bn_narrow":
-        prepare: Callable[[Image], Tensor] = ImageClassification(crop_size=224, **neutral)
+        prepare = ImageClassification(crop_size=224, **neutral)
+    elif name in SMALL_TRANSFORMERS:
+        size = SMALL_TRANSFORMERS[name][0]["img_size"]
+        prepare = ImageClassification(crop_size=size, resize_size=size, **neutral)
     elif name in torchvision.models.list_models(module=torchvision.models):
         known = torchvision.models.get_model_weights(name)
         prepare = (known[weights] if weights in known.__members__ else next(iter(known))).transforms(**neutral)
@@ -253,18 +282,23 @@ def _skeleton(name: str, num_classes: int, options: dict[str, Any]) -> Network:
         inner = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options, **extra)
         published = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         return Network(name, inner, options, published.mean, published.std)
-    _check_timm(name)
-    import timm
+    import timm  # only now: it takes seconds, and most runs need torchvision alone
 
+    if name in SMALL_TRANSFORMERS:
+        shape, mean, std = SMALL_TRANSFORMERS[name]
+        # Images of another size get their positions by interpolation.
+        small = timm.models.VisionTransformer(num_classes=num_classes, dynamic_img_size=True, **shape)
+        return Network(name, small, options, mean, std)
+    _check_timm(name)
     inner = timm.create_model(name, num_classes=num_classes)
     return Network(name, inner, options, *(inner.pretrained_cfg[key] for key in ("mean", "std")))  # type: ignore[index]
 
 
 def _check_timm(name: str) -> None:
-    import timm  # only now: it takes seconds, and most runs need torchvision alone
+    import timm
 
     if not timm.is_model(name):
-        known = [*torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
+        known = [*SMALL_TRANSFORMERS, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
         near = ", ".join(get_close_matches(name, known, n=5)) or "none"
         raise ValueError(f"neither torchvision nor timm has a network {name!r}; near it: {near}")
 

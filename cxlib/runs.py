@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -146,11 +147,11 @@ def workplace(folder: str | Path, ranks: Ranks) -> Iterator[Path]:
         try:
             yield folder
             ranks.barrier()
-            for finished in folder.iterdir():
-                finished.unlink()
+            shutil.rmtree(folder)
         finally:
+            # Where nothing is kept, nothing is left: neither the folder nor those that were made for it.
             path.unlink(missing_ok=True)
-            # Where nothing was finished, nothing is left: neither the folder nor those made for it.
+            folder.mkdir(exist_ok=True)
             with suppress(OSError):
                 os.removedirs(folder)
 

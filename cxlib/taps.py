@@ -6,8 +6,8 @@ frozen parameters and images without gradient are welcome, and every pull-back r
 Networks run in evaluation mode and full float32, whatever they and PyTorch are set to, and are left as they were.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +119,8 @@ def record(network: nn.Module, images: Tensor, layer: nn.Module | None = None) -
             # Not the leaf itself: a network that begins with an in-place operation must not touch it.
             output = network(leaf.clone())
     else:
-        with torch.no_grad(), _steady(network), _tapped(layer) as leaves:
+        leaves: list[Tensor] = []
+        with torch.no_grad(), _steady(network), _tapped(layer, leaves):
             output = network(_leaf(images).detach())
         if not leaves:
             raise ValueError(f"the layer {type(layer).__name__} did not run in the forward pass")
@@ -167,6 +168,56 @@ def trace(
     return Trace(output.detach(), leaf.detach(), kept, output, ends)
 
 
+@dataclass(frozen=True)
+class Records:
+    """What one forward pass left behind at several layers.
+
+    Attributes:
+        logits: (B, K), detached.
+        activations: the output of each layer (B, ...), detached, in the order in which they ran.
+    """
+
+    logits: Tensor
+    activations: tuple[Tensor, ...]
+    _output: Tensor
+    _nodes: tuple[Tensor, ...]
+
+    def pull_back(self, cotangent: Tensor) -> tuple[Tensor, ...]:
+        """Pull a cotangent (B, K) back to every layer at once: gradients in the order of the activations.
+
+        Raises:
+            ValueError: one of the layers does not influence the logits.
+        """
+        with runtime.full_float32():
+            gradients = torch.autograd.grad(
+                self._output, self._nodes, cotangent.to(self._output), retain_graph=True, allow_unused=True
+            )
+        if any(gradient is None for gradient in gradients):
+            raise ValueError(_UNLINKED)
+        return gradients
+
+
+@torch.inference_mode(False)
+def record_each(network: nn.Module, images: Tensor, layers: Iterable[nn.Module]) -> Records:
+    """Run the network once, recording every one of `layers`; the graph begins at the first that runs.
+
+    Args and raises as `record`.
+    """
+    layers = list(layers)
+    if images.is_inference():
+        images = images.clone()
+    with torch.no_grad(), _steady(network), ExitStack() as stack:
+        nodes: list[Tensor] = []
+        for layer in layers:
+            stack.enter_context(_tapped(layer, nodes))
+        output = network(images)
+    if len(nodes) < len(layers):
+        raise ValueError(f"{len(layers) - len(nodes)} of {len(layers)} layers did not run in the forward pass")
+    if not output.requires_grad:
+        raise ValueError(_UNLINKED)
+    return Records(output.detach(), tuple(node.detach() for node in nodes), output, tuple(nodes))
+
+
 @torch.no_grad()
 def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph."""
@@ -195,24 +246,24 @@ def _steady(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _tapped(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Start a graph at the layer's output; the list receives one leaf for each time the layer runs."""
-    leaves: list[Tensor] = []
+def _tapped(layer: nn.Module, nodes: list[Tensor]) -> Iterator[None]:
+    """Append the layer's output to `nodes` each time it runs; a graph starts there, unless one has started before."""
 
     def start_graph(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         if not isinstance(output, Tensor):
             raise ValueError(f"the layer {type(layer).__name__} returns {type(output).__name__}, not one tensor")
+        linked = torch.is_grad_enabled() and output.requires_grad  # to a layer that was tapped before
         # A copy: a layer may hand its input on, which others may change.
-        leaves.append(output.detach().clone().requires_grad_())
+        nodes.append(output.clone() if linked else output.detach().clone().requires_grad_())
         # Everything up to here ran without a graph; from here on it is recorded. The surrounding no_grad
         # restores the caller's mode.
         torch.set_grad_enabled(True)
         # A copy goes on through the network: an in-place ReLU behind the layer would overwrite the record.
-        return leaves[-1].clone()
+        return nodes[-1].clone()
 
     handle = layer.register_forward_hook(start_graph)
     try:
-        yield leaves
+        yield
     finally:
         handle.remove()
 

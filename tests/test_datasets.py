@@ -1,5 +1,6 @@
 """The readers number classes as networks do, break with one clear line, and prepare images as published."""
 
+import json
 import re
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
+from torchvision.datasets import Food101, ImageFolder
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import InterpolationMode, functional
 from torchvision.transforms._presets import ImageClassification
 
-from cxlib.datasets import cub, imagenet, images
+from cxlib.datasets import classfolders, cub, food101, imagenet, images
 from cxlib.datasets.samples import Samples
 from cxlib.datasets.synthbirds import generate
 
@@ -210,6 +212,75 @@ def test_folder_without_wnids_is_an_error(tmp_path):
         imagenet.read(tmp_path)
     with pytest.raises(ValueError, match="neither CUB's layout"):
         images.read(tmp_path)
+
+
+# --- Food-101's layout, and one folder a class -------------------------------------------------------------------
+
+DISHES = ("tiramisu", "apple_pie", "sushi")
+
+
+@pytest.fixture(params=[".", "food-101"])
+def food(request, tmp_path):
+    base = tmp_path / request.param
+    (base / "meta").mkdir(parents=True)
+    # In no order, as any list may be.
+    (base / "meta" / "classes.txt").write_text("\n".join(DISHES) + "\n")
+    for split, numbers in (("train", (3, 1)), ("test", (2,))):
+        lists = {dish: [f"{dish}/{10 * place + number}" for number in numbers] for place, dish in enumerate(DISHES)}
+        (base / "meta" / f"{split}.json").write_text(json.dumps(lists))
+        for names in lists.values():
+            for name in names:
+                picture(base / "images" / f"{name}.jpg")
+    return tmp_path
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_food101_is_read_as_torchvision_reads_it(food, split):
+    samples = images.read(food, split)
+    base = food101.root(food)
+    (food / "root").mkdir()
+    (food / "root" / "food-101").symlink_to(base.resolve())
+    theirs = Food101(food / "root", split)
+    assert samples.classes == tuple(theirs.classes)
+    assert samples.labels == tuple(theirs._labels)
+    assert [path.relative_to(base / "images") for path in samples.paths] == [
+        path.relative_to(food / "root" / "food-101" / "images") for path in theirs._image_files
+    ]
+
+
+def test_broken_food101_is_named(food):
+    base = food101.root(food)
+    (base / "images" / "sushi" / "22.jpg").unlink()
+    with pytest.raises(ValueError, match=r"22\.jpg is listed in test\.json but is not there"):
+        images.read(food)
+    for content in ("[", '{"pizza": ["pizza/1"]}', "3", "{}"):
+        (base / "meta" / "test.json").write_text(content)
+        with pytest.raises(ValueError, match=r"test\.json (is missing or broken|lists no image)") as caught:
+            images.read(food)
+        assert "\n" not in str(caught.value)
+
+
+def test_class_folders_are_read_as_torchvision_reads_them(tmp_path):
+    for split in ("train", "test"):
+        for name in ("truck", "airplane", "frog"):
+            for number in range(2):
+                picture(tmp_path / split / name / f"{number:04}.jpg")
+    for folder, split in ((tmp_path, "test"), (tmp_path, "train"), (tmp_path / "test", "test")):
+        samples = images.read(folder, split)
+        theirs = ImageFolder(tmp_path / split)
+        assert samples.classes == tuple(theirs.classes) == ("airplane", "frog", "truck")
+        assert [(str(p), label) for p, label in zip(samples.paths, samples.labels)] == theirs.samples
+
+
+def test_class_folders_that_cannot_be_used_are_named(tmp_path):
+    picture(tmp_path / "test" / "frog" / "0.jpg")
+    with pytest.raises(ValueError, match="nor does it hold a folder of images for each class"):
+        images.read(tmp_path)  # one class is no choice
+    with pytest.raises(ValueError, match="holds no class folders with images"):
+        classfolders.read(tmp_path)
+    picture(tmp_path / "test" / "truck" / "0.jpg")
+    with pytest.raises(ValueError, match=r"has no folder train/: its images can be tested \(0 epochs\)"):
+        images.read(tmp_path, "train")
 
 
 # --- images -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,16 @@ from torch.testing import assert_close
 from cxlib import networks, runtime, taps
 from cxlib.networks import REVIEWED, build, explanation_layer
 
-BUILT = ["resnet18", "googlenet", "mobilenet_v3_small", "squeezenet1_0", "vgg16_bn_narrow", "test_resnet.r160_in1k"]
+BUILT = [
+    "resnet18",
+    "googlenet",
+    "mobilenet_v3_small",
+    "squeezenet1_0",
+    "vgg16_bn_narrow",
+    "vit_mini",
+    "vit_cifar10",
+    "test_resnet.r160_in1k",
+]
 EXPLAINED = dict.fromkeys(REVIEWED, 7) | {"alexnet": 13, "vgg16": 14, "vgg16_bn": 14, "squeezenet1_0": 13, "swin_t": 7}
 
 
@@ -492,3 +501,10 @@ def test_missing_network_and_foreign_file_are_named(tmp_path):
     torch.save(small().inner.state_dict(), tmp_path / "state.pt")
     with pytest.raises(ValueError, match=r"state\.pt is not a network written by cxlib"):
         networks.load(tmp_path / "state.pt")
+
+
+def test_a_size_that_a_transformer_refuses_is_named():
+    with torch.device("meta"):
+        network, images = build("vit_b_32", num_classes=2), torch.empty(1, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"vit_b_32 refuses images of shape \(1, 3, 64, 64\): Wrong image height"):
+        network(images)

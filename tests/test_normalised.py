@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from test_explainers import OF_ANY_NETWORK
 
 from cxlib import taps
 from cxlib.contrasts import cotangent
-from cxlib.explainers import EXPLAINERS, explain, normalised
+from cxlib.explainers import explain, normalised
 
 LAYER = "features.4"
 
@@ -25,7 +26,7 @@ def literal(network, image, target, explainer, rivals):
 
 
 @pytest.mark.parametrize("rivals", [1, 2, 3, 10])
-@pytest.mark.parametrize("explainer", EXPLAINERS)
+@pytest.mark.parametrize("explainer", OF_ANY_NETWORK)
 def test_it_is_the_literal_loop_over_the_most_probable_rivals(network, images, explainer, rivals, monkeypatch):
     monkeypatch.setattr(normalised.weighing, "__defaults__", (rivals,))
     targets = torch.tensor([[2, 0], [0, 5], [5, 5], [3, 1]])
@@ -36,7 +37,7 @@ def test_it_is_the_literal_loop_over_the_most_probable_rivals(network, images, e
             torch.testing.assert_close(ours[i, t], expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("explainer", EXPLAINERS)
+@pytest.mark.parametrize("explainer", OF_ANY_NETWORK)
 def test_it_stands_in_a_list_of_contrasts_and_leaves_the_others_as_they_are(network, images, targets, explainer):
     listed = explain(network, images, targets, explainer, ["max", "normalised", "weighted"], LAYER)
     for maps, contrast in zip(listed, ("max", "normalised", "weighted")):

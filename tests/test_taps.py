@@ -360,3 +360,35 @@ def test_tf32_is_off_in_both_directions_and_restored(network, images):
         assert outside[0] == "tf32"
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_records_of_several_layers_are_the_record_of_each(network, images):
+    names = ["features.0", "features.1", "features.4", "features"]
+    traced = taps.record_each(network, images, [explanation_layer(network, name) for name in names])
+    assert not hooks(network)
+    cotangent = cotangents(4, 6)
+    gradients = traced.pull_back(cotangent)
+    for name, activation, gradient in zip(names, traced.activations, gradients, strict=True):
+        recorded = taps.record(network, images, explanation_layer(network, name))
+        assert torch.equal(activation, recorded.activation)
+        assert not activation.requires_grad
+        torch.testing.assert_close(gradient, recorded.pull_back(cotangent), rtol=1e-12, atol=1e-14)
+
+
+def test_records_say_which_layers_did_not_run_or_do_not_count(network, images):
+    apart = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="1 of 2 layers did not run"):
+        taps.record_each(network, images, [network.features[0], apart])
+    with pytest.raises(ValueError, match="nothing links the tapped layer"):
+        taps.record_each(Wasteful(network), images, [network.features]).pull_back(cotangents(4, 6))
+
+
+class Wasteful(nn.Module):
+    """Runs a network and answers with something else."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        return images.flatten(1)[:, :6] + 0 * self.inner(images).detach()

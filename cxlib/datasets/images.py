@@ -10,23 +10,30 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from cxlib import runtime
-from cxlib.datasets import cub, imagenet
+from cxlib.datasets import classfolders, cub, food101, imagenet
 from cxlib.datasets.samples import Samples
 
 Transform = Callable[[Image.Image], Tensor]
 
 
 def read(folder: str | Path, split: str = "test") -> Samples:
-    """The samples of a folder, in CUB's layout or ImageNet's (which has validation images only).
+    """The samples of a folder, in the layout of CUB, Food-101, ImageNet (validation images only) or class folders.
 
     Raises:
-        ValueError: neither layout is found, or the folder is broken.
+        ValueError: none of these layouts is found, or the folder is broken.
     """
     if any((Path(folder) / name).is_file() for name in cub.LISTS):
         return cub.read(folder, split)
+    if food101.root(folder) is not None:
+        return food101.read(folder, split)
     if imagenet.root(folder) is not None or imagenet.is_unsorted(folder):
         return imagenet.read(folder)
-    raise ValueError(f"{folder} is in neither CUB's layout (images.txt) nor ImageNet's (folders n01440764, …)")
+    if classfolders.root(folder) is not None:
+        return classfolders.read(folder, split)
+    raise ValueError(
+        f"{folder} is in neither CUB's layout (images.txt) nor Food-101's (meta/) nor ImageNet's (folders n01440764, …)"
+        " nor does it hold a folder of images for each class"
+    )
 
 
 def preprocessing(image_size: int, crop: bool) -> Transform:

@@ -18,7 +18,7 @@ from cxlib.explainers.normalised import Weighing, weighing
 from cxlib.networks import explanation_layer
 
 MAPS = gradient.MAPS | cam.MAPS
-#: Those that record what they need themselves: (network, images, cotangents of the logits, layer, relu) -> (B, M, h, w).
+#: Those that record what they need themselves: from (network, images, cotangents of the logits, layer, relu).
 OWN = fullgrad.MAPS | vit.MAPS
 EXPLAINERS: dict[str, Callable[..., Tensor]] = MAPS | OWN
 
@@ -61,23 +61,20 @@ def explain(
     runtime.check_name("explainer", explainer, EXPLAINERS)
     listed = isinstance(contrast, list | tuple)
     contrasts: Sequence[str | Contrast | Tensor] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
-    per_target = targets if targets.ndim == 2 else targets[:, None]
+    asked: list[Asked] = []
+
+    def cotangents(logits: Tensor) -> Tensor:
+        check_targets(targets, *logits.shape)
+        asked.append(ask(logits, contrasts, targets if targets.ndim == 2 else targets[:, None]))
+        return asked[-1].cotangents
+
     if explainer in OWN:
-        asked: list[Asked] = []
-
-        def cotangents(logits: Tensor) -> Tensor:
-            check_targets(targets, *logits.shape)
-            asked.append(ask(logits, contrasts, per_target))
-            return asked[-1].cotangents
-
-        maps = answer(OWN[explainer](network, images, cotangents, layer, relu), asked[-1], relu)
+        maps = OWN[explainer](network, images, cotangents, layer, relu)  # (B, M, h, w)
     else:
         tapped = None if explainer in gradient.MAPS else explanation_layer(network, layer)
         recorded = taps.record(network, images, tapped)
-        check_targets(targets, *recorded.logits.shape)
-        question = ask(recorded.logits, contrasts, per_target)
-        gradients = recorded.pull_back(question.cotangents)
-        maps = answer(saliency(explainer, recorded.activation, gradients), question, relu)  # (B, C, T, h, w)
+        maps = saliency(explainer, recorded.activation, recorded.pull_back(cotangents(recorded.logits)))
+    maps = answer(maps, asked[-1], relu)  # (B, C, T, h, w)
     if upsample:
         maps = resized(maps.flatten(1, 2), images.shape[-2:]).unflatten(1, maps.shape[1:3])
     maps = maps.transpose(0, 1)
