@@ -103,6 +103,7 @@ def finer(strength: float = 0.6, classes: int | Sequence[int] = 3) -> Contrast:
                 raise ValueError(f"classes {list(classes)} leave nothing to compare a target with: name others")
         return e_t - strength * _softmax_over(compared, logits)
 
+    contrast.__doc__ = finer.__doc__
     return contrast
 
 

@@ -332,6 +332,7 @@ def _find_weights(name: str, weights: str, folder: str | Path | None) -> dict[st
             if weights in known.__members__:
                 return known[weights].get_state_dict(progress=True, check_hash=True)
         elif weights == "DEFAULT":
+            _check_timm(name)
             import timm
 
             return timm.create_model(name, pretrained=True).state_dict()
