@@ -25,7 +25,7 @@ from torch import nn
 from cxlib import networks, runtime, taps
 from cxlib.adapters import ContrastTarget
 from cxlib.contrasts import cotangent
-from cxlib.explainers import explain, fullgrad, saliency
+from cxlib.explainers import explain, fullgrad, resized, saliency
 
 THEIRS = {"gradcam": GradCAM, "linear_approximation": HiResCAM, "xgradcam": XGradCAM}
 CONTRASTS = ["original", "mean", "max", "weighted"]
@@ -89,7 +89,7 @@ def three(network: nn.Module, layer: nn.Module, images: torch.Tensor, t: torch.T
     recorded = taps.record(network, images, layer)
     cotangents = torch.cat([cotangent(contrast, recorded.logits, t) for contrast in contrasts], 1)
     gradients = recorded.pull_back(cotangents)
-    return [saliency(name, recorded.activation, gradients, images.shape[-2:]) for name in THEIRS]
+    return [resized(saliency(name, recorded.activation, gradients), images.shape[-2:]) for name in THEIRS]
 
 
 def with_gradients(network: nn.Module, call: Call) -> Call:

@@ -7,6 +7,7 @@ numbers first.
 
 import copy
 import time
+from collections.abc import Sequence
 from itertools import product
 
 import click
@@ -20,6 +21,10 @@ from cxlib.folding import folded
 from cxlib.perturbation import PRECISIONS, perturbation_grid, sign_agreement
 
 CONTRASTS, EPSILONS, N_ITERATIONS = ("original", "mean", "max", "weighted"), (1e-3, 3e-3), (1, 2, 10)
+Settings = tuple[Sequence[str], Sequence[float], Sequence[int]]
+ALL: Settings = (CONTRASTS, EPSILONS, N_ITERATIONS)
+#: Enough to reach the peak of memory.
+FEW: Settings = (CONTRASTS, EPSILONS, (2,))
 #: Network to floor of the ratio.
 FLOORS = {"resnet18": 2.0, "squeezenet1_0": 2.0, "alexnet": 2.0, "vgg16": 2.0, "mobilenet_v3_small": 3.0}
 
@@ -44,10 +49,10 @@ def values(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([(y.argmax(1) == targets).double(), y.softmax(1)[rows, targets], y[rows, targets]])
 
 
-def literal(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def literal(network: nn.Module, images: Tensor, targets: Tensor, settings: Settings = ALL) -> Tensor:
     """Changes (settings, 3, B), a setting at a time."""
     changes = []
-    for contrast, epsilon, n in product(CONTRASTS, EPSILONS, N_ITERATIONS):
+    for contrast, epsilon, n in product(*settings):
         before, x = values(network, images, targets), images.clone()
         for _ in range(n):
             x = x.detach().requires_grad_()
@@ -60,9 +65,10 @@ def literal(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(changes)
 
 
-def ours(network: nn.Module, images: Tensor, targets: Tensor, precision: str = "float32") -> Tensor:
+def ours(
+    network: nn.Module, images: Tensor, targets: Tensor, settings: Settings = ALL, precision: str = "float32"
+) -> Tensor:
     """The same from cxlib."""
-    settings = (CONTRASTS, EPSILONS, N_ITERATIONS)
     grid = perturbation_grid(network, images, targets, *settings, precision=PRECISIONS[precision])
     return torch.stack([torch.stack(change).cpu() for change in grid.values()])
 
@@ -119,9 +125,9 @@ def main(names: str, n_images: int, runs: int, bfloat16: bool, memory_of: str | 
     if memory_of:
         network, images, targets = build(names, n_images)
         if memory_of == "literal":
-            literal(network, images, targets)
+            literal(network, images, targets, FEW)
         else:
-            ours(quick(network), images.to(memory_format=torch.channels_last), targets)
+            ours(quick(network), images.to(memory_format=torch.channels_last), targets, FEW)
         print(own_peak())
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {len(CONTRASTS) * 6} settings, float32")
@@ -147,7 +153,7 @@ def main(names: str, n_images: int, runs: int, bfloat16: bool, memory_of: str | 
         print(f"  ratio {wall:.2f} ({processor:.2f} in processor time), floor {FLOORS.get(name, 1)}", end="; ")
         print(f"cxlib runs at {share:.0%} of this machine's convolution rate")
         if bfloat16:
-            coarse = ours(fast, packed, targets, "bfloat16")
+            coarse = ours(fast, packed, targets, precision="bfloat16")
             agreement = sign_agreement(fast, packed, targets, CONTRASTS, torch.bfloat16).mean()
             change = (coarse - results["cxlib"]).abs().mean((0, 2)) / results["cxlib"].abs().mean((0, 2))
             moved = ", ".join(f"{name} by {part:.1%}" for name, part in zip(("p_t", "y_t"), change[1:].tolist()))
