@@ -331,7 +331,7 @@ def _find_weights(name: str, weights: str, folder: str | Path | None) -> dict[st
             known = torchvision.models.get_model_weights(name)
             if weights in known.__members__:
                 return known[weights].get_state_dict(progress=True, check_hash=True)
-        elif weights == "DEFAULT":
+        elif weights == "DEFAULT" and name != "vgg16_bn_narrow" and name not in SMALL_TRANSFORMERS:
             _check_timm(name)
             import timm
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_explainers import OF_ANY_NETWORK
 
 from cxlib.contrasts import weighted
 from cxlib.datasets import cub, images, parts
 from cxlib.datasets.birdbrush import PART_ID
 from cxlib.datasets.synthbirds import FAMILIES, generate, paint_individual, species_of
-from cxlib.explainers import EXPLAINERS, explain
+from cxlib.explainers import explain
 from cxlib.localisation import SIGNS, evidence_signs, gaussian, localise, measure
 
 CONTRASTS = ("original", "mean", "max", "weighted")
@@ -136,9 +137,11 @@ def random_regions(rng):
 def test_values_are_those_of_single_explanations(network, images, rng):
     regions, layer = random_regions(rng), network.features[4]
     leading = network(images).topk(2).indices
-    together = localise(network, images, leading, regions, list(EXPLAINERS), CONTRASTS, layer)
-    assert together.share.shape == (4, len(EXPLAINERS), 4, 2, 3)
-    for (e, explainer), (c, contrast), t, i in product(enumerate(EXPLAINERS), enumerate(CONTRASTS), range(2), range(4)):
+    together = localise(network, images, leading, regions, list(OF_ANY_NETWORK), CONTRASTS, layer)
+    assert together.share.shape == (4, len(OF_ANY_NETWORK), 4, 2, 3)
+    for (e, explainer), (c, contrast), t, i in product(
+        enumerate(OF_ANY_NETWORK), enumerate(CONTRASTS), range(2), range(4)
+    ):
         tapped = None if explainer == "gradient" else layer
         single = explain(network, images[i : i + 1], leading[i : i + 1, t], explainer, contrast, tapped)[0]
         for values, expected in zip(together, measure(single, regions[i])):

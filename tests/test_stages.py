@@ -210,7 +210,7 @@ def test_localisation_tables_have_every_setting_on_both_sides(pipeline):
     assert 0 < n_above <= pipeline.n_above and len(cell["above"]) <= n_above + 5
     assert (cell["area"] > 0).all() and (cell["leading"][:, 0] != cell["leading"][:, 1]).all()
     rows = read(pipeline.folder / "plots" / "localisation.csv")
-    assert len(rows) == 5 * 4 * 3 * 5 * 3 + 3
+    assert len(rows) == (len(cell["explainers"]) + 1) * len(cell["contrasts"]) * 3 * 5 * 3 + 3
     assert {row["n_images"] for row in rows} == {str(n_above)}
     assert {row["truth"] for row in rows} == {"discriminative parts"}
     assert all(float(row["low"]) <= float(row["value"]) + 1e-6 <= float(row["high"]) + 2e-6 for row in rows)
