@@ -17,7 +17,7 @@ def benchmark(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_all_24_settings_of_the_perturbation_on_8_images(benchmark, name):
     """With batch norms folded and settings sharing passes, as the pipeline runs it.
 

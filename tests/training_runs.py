@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -82,7 +83,9 @@ def killed_over_and_over(samples, out):
             if ended:
                 assert status == 0
                 return places
-            now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+            now = None
+            with suppress(FileNotFoundError):  # the end of the training removes it
+                now = checkpoint.stat().st_mtime_ns
             left, last = left - (now not in (None, last)), now
         time.sleep(draw.random() / 30)
         os.kill(pid, signal.SIGKILL)
