@@ -24,6 +24,7 @@ test: .venv/ready
 bench: .venv/ready
 	python benchmarks/perturbation.py
 	python benchmarks/masking.py
+	python benchmarks/explainers.py
 
 lint: .venv/ready
 	ruff check .
@@ -37,10 +38,6 @@ verify: .venv/ready
 # Every explainer on every network: writes docs/zoo.md.
 zoo: .venv/ready
 	python -m tests.zoo
-
-# Against grad-cam and captum.
-bench: .venv/ready
-	python benchmarks/explainers.py
 
 # The committed parameters: conf/ composed with the profile mini.
 params.yaml: .venv/ready
