@@ -17,32 +17,38 @@ def benchmark(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
-def test_all_24_settings_of_the_perturbation_on_8_images(benchmark, name):
+def settle(network, images):
+    """Batch norms take the statistics of real activations, without which a deep network of random weights is silent."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    network.train()(images)
+    return network.eval().requires_grad_()
+
+
+@pytest.mark.parametrize("name", ["pooled", "flat", "squeezenet1_1"])
+def test_all_24_settings_of_the_perturbation_on_8_images(benchmark, name, request):
     """With batch norms folded and settings sharing passes, as the pipeline runs it.
 
-    In float64: in float32 a handful of signs at gradients next to zero turns around with the order of summation, and
-    a deep network of random weights makes much of it.
+    The tiny networks in float64; in float32 a handful of signs at gradients next to zero turns around with the order of
+    summation, and SqueezeNet's images agree within the bounds that are asked of them.
     """
     perturbation = benchmark("perturbation")
+    deep = name == "squeezenet1_1"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = networks.build(name, num_classes=20).double().train()
-        images = torch.nn.functional.interpolate(torch.rand(8, 3, 8, 8).double(), (32, 32), mode="bilinear")
-        targets = torch.randint(20, (8,))
-        # Statistics of real activations, without which a deep network of random weights says nothing.
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
-        network(images)
-    network.eval().requires_grad_()
+        network = networks.build(name, num_classes=6) if deep else request.getfixturevalue(name)
+        size, dtype = (32, torch.float32) if deep else (16, torch.float64)
+        images = torch.nn.functional.interpolate(torch.rand(8, 3, 8, 8, dtype=dtype), (size, size), mode="bilinear")
+        targets = torch.randint(6, (8,))
+        network = settle(network, images)
     expected = perturbation.literal(network, images, targets)
     actual = perturbation.ours(perturbation.quick(network), images, targets)
     assert actual.shape == expected.shape == (24, 3, 8)
     accuracy, p_t, y_t = (expected - actual).abs().unbind(1)
     assert not accuracy.any()
-    assert p_t.max() < 1e-9
-    assert y_t.max() < 1e-9 * expected[:, 2].abs().max()
+    assert p_t.max() < (1e-3 if deep else 1e-9)
+    assert y_t.max() < (1e-2 if deep else 1e-9) * expected[:, 2].abs().max()
     assert "accuracy equal" in perturbation.check(actual, expected)
     with pytest.raises(SystemExit, match="the sides differ"):
         perturbation.check(actual * torch.tensor([1, 1.1, 1])[:, None], expected)
