@@ -77,7 +77,7 @@ def killed_over_and_over(samples, out):
             train(samples, out, folder=folder)
 
     while True:
-        pid, left, last = forked(life), draw.randint(2, 5), None
+        pid, left, last = forked(life), draw.randint(1, 2), None
         while left:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
@@ -87,7 +87,7 @@ def killed_over_and_over(samples, out):
             with suppress(FileNotFoundError):  # the end of the training removes it
                 now = checkpoint.stat().st_mtime_ns
             left, last = left - (now not in (None, last)), now
-        time.sleep(draw.random() / 30)
+        time.sleep(draw.random() / 100)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         content = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {"epochs": [], "step": 0}
