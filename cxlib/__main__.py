@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor
 
 from cxlib import figures, networks, runtime, taps
-from cxlib.contrasts import CONTRASTS, Contrast, original
+from cxlib.contrasts import CONTRASTS, groups
 from cxlib.datasets.imagenet import SUFFIXES
 from cxlib.datasets.images import Transform, decode, preprocessing
 from cxlib.explainers import EXPLAINERS, explain, vit
@@ -124,7 +124,7 @@ def explain_(
         classes = classes or class_names(model, logits.shape[1], network, weights, weights_path, classes_file)
         t, s = chosen_classes(logits[0], target, versus, classes)
         leading = torch.tensor([[t, s]], device=chosen_device)
-        functions = [against(t, s) if contrast == VERSUS else contrast for contrast in contrasts]
+        functions = [groups([t], [s]) if contrast == VERSUS else contrast for contrast in contrasts]
         maps = torch.stack([explain(model, x, leading, name, functions, layer, relu) for name in explainers])
         maps = maps[:, :, 0].cpu()  # (explainers, contrasts, 2, H, W)
         write(Path(out) / name, path, x[0].cpu(), maps, logits[0].cpu(), (t, s), classes, explainers, contrasts)
@@ -326,15 +326,6 @@ def index_of(name: str, classes: list[str]) -> int:
 def plain(name: str) -> str:
     """A class name as people type it."""
     return name.replace("_", " ").strip().lower()
-
-
-def against(t: int, s: int) -> Contrast:
-    """The contrast of two classes: e_t - e_s for t, e_s - e_t for s."""
-
-    def contrast(logits: Tensor, targets: Tensor) -> Tensor:
-        return original(logits, targets) - original(logits, t + s - targets)
-
-    return contrast
 
 
 # --- results -------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def mean(logits: Tensor, targets: Tensor) -> Tensor:
 
 def max(logits: Tensor, targets: Tensor) -> Tensor:  # noqa: A001 - the contrast's name in the paper
     """Max contrast: e_t - e_{s*}, s* = argmax_{s != t} y_s."""
-    return original(logits, targets) - original(logits, _without(logits, targets).argmax(-1))
+    return original(logits, targets) - original(logits, without(logits, targets).argmax(-1))
 
 
 def weighted(logits: Tensor, targets: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def weighted(logits: Tensor, targets: Tensor) -> Tensor:
 
     The closed form keeps its direction where p_t rounds to 1, unlike the gradient of the softmax.
     """
-    return original(logits, targets) - _without(logits, targets).softmax(-1)
+    return original(logits, targets) - without(logits, targets).softmax(-1)
 
 
 def probability(logits: Tensor, targets: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
 
     1 - p_t is computed from the other classes' logits, so that the direction stays where p_t rounds to 1.
     """
-    others = _without(logits, targets).logsumexp(-1, keepdim=True)
+    others = without(logits, targets).logsumexp(-1, keepdim=True)
     return torch.sigmoid(others - logits.gather(-1, targets[:, None])) * weighted(logits, targets)
 
 
@@ -207,9 +207,9 @@ def check_targets(targets: Tensor, n_images: int, n_classes: int) -> None:
         raise ValueError(f"targets must lie in [0, {n_classes}), got {int(targets.min())} to {int(targets.max())}")
 
 
-def _without(logits: Tensor, targets: Tensor) -> Tensor:
+def without(logits: Tensor, targets: Tensor) -> Tensor:
     """The logits with the target class removed from every maximum and every softmax."""
-    return logits.scatter(-1, targets[:, None], -torch.inf)
+    return logits.scatter(-1, targets[..., None], -torch.inf)
 
 
 def _members(classes: Sequence[int], logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cxlib import taps
-from cxlib.contrasts import cotangent
+from cxlib.contrasts import cotangent, without
 from cxlib.perturbation import bounds, measure, step
 
 #: The two ways to the same direction: back-propagation from the softmax neuron, and the closed form of Eq. 1 and 2.
@@ -82,9 +82,8 @@ def follow(network: nn.Module, images: Tensor, targets: Tensor, path: str, epsil
 
 def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
     """log(p_t / (1 - p_t)) = y_t - log sum_{s != t} exp(y_s): (B,) float64, exact where p_t rounds to 1."""
-    logits, chosen = logits.double(), targets[:, None]
-    others = logits.scatter(-1, chosen, -torch.inf).logsumexp(-1)
-    return logits.gather(-1, chosen).squeeze(-1) - others
+    logits = logits.double()
+    return logits.gather(-1, targets[:, None]).squeeze(-1) - without(logits, targets).logsumexp(-1)
 
 
 def _share(where: Tensor) -> Tensor:

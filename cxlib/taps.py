@@ -204,13 +204,11 @@ def record_each(network: nn.Module, images: Tensor, layers: Iterable[nn.Module])
     Args and raises as `record`.
     """
     layers = list(layers)
-    if images.is_inference():
-        images = images.clone()
     with torch.no_grad(), _steady(network), ExitStack() as stack:
         nodes: list[Tensor] = []
         for layer in layers:
             stack.enter_context(_tapped(layer, nodes))
-        output = network(images)
+        output = network(_leaf(images).detach())
     if len(nodes) < len(layers):
         raise ValueError(f"{len(layers) - len(nodes)} of {len(layers)} layers did not run in the forward pass")
     if not output.requires_grad:

@@ -342,16 +342,14 @@ def test_image_of_absurd_size_is_named(tmp_path, monkeypatch):
         images.decode(path)
 
 
-def test_batches_keep_the_order_and_the_last_is_uneven(tmp_path):
+def test_loaded_images_keep_the_order(tmp_path):
     paths = tuple(picture(tmp_path / f"{index}.png", seed=index) for index in range(7))
     samples = Samples(paths, (0, 1, 2, 3, 4, 5, 6), tuple("abcdefg"))
     transform = images.preprocessing(8, crop=False)
-    indices, x, labels = zip(*images.batches(samples, [6, 2, 0, 5, 1], transform, 2))
-    assert [list(batch) for batch in indices] == [[6, 2], [0, 5], [1]]
-    assert [batch.tolist() for batch in labels] == [[6, 2], [0, 5], [1]]
-    for index, image in zip([6, 2, 0, 5, 1], torch.cat(x)):
+    x, labels = images.load(samples, [6, 2, 0, 5, 1], transform)
+    assert labels.tolist() == [6, 2, 0, 5, 1]
+    for index, image in zip([6, 2, 0, 5, 1], x):
         assert_close(image, transform(images.decode(paths[index])), rtol=0, atol=0)
-    assert list(images.batches(samples, [], transform, 2)) == []
 
 
 def test_choice_is_seeded_sorted_and_without_repetition():

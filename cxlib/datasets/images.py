@@ -1,6 +1,6 @@
 """From a folder to batches of images in [0, 1]."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from cxlib import runtime
 from cxlib.datasets import classfolders, cub, food101, imagenet
 from cxlib.datasets.samples import Samples
 
@@ -90,23 +89,6 @@ def load(
     images = torch.stack([transform(decode(samples.paths[index])) for index in indices])
     images = images.to(device, memory_format=torch.channels_last)
     return images, torch.tensor([samples.labels[index] for index in indices])
-
-
-def batches(
-    samples: Samples,
-    indices: Sequence[int],
-    transform: Transform,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    what: str = "images",
-) -> Iterator[tuple[Sequence[int], Tensor, Tensor]]:
-    """Batches (indices, images (B, 3, H, W), labels (B,)) in the given order, with a progress bar named `what`.
-
-    The last batch may be smaller.
-    """
-    for start in runtime.progress(range(0, len(indices), batch_size), what, "batch"):
-        batch = indices[start : start + batch_size]
-        yield batch, *load(samples, batch, transform, device)
 
 
 def choose(candidates: Sequence[int], limit: int, seed: int) -> list[int]:

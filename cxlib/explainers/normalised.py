@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cxlib.contrasts import without
+
 #: How many of the most probable other classes a target is weighed against.
 RIVALS = 10
 
@@ -46,7 +48,7 @@ def weighing(logits: Tensor, targets: Tensor, rivals: int = RIVALS) -> Weighing:
     """
     targets = targets.to(logits.device)
     n_classes = logits.shape[-1]
-    without_t = logits[:, None].expand(*targets.shape, -1).scatter(-1, targets[..., None], -torch.inf)  # (B, T, K)
+    without_t = without(logits[:, None].expand(*targets.shape, -1), targets)  # (B, T, K)
     largest = without_t.topk(min(rivals, n_classes - 1))
     coefficients = torch.zeros_like(without_t).scatter(-1, largest.indices, -largest.values.softmax(-1))
     coefficients = coefficients.scatter(-1, targets[..., None], 1.0)
