@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cxlib import networks
 from cxlib.folding import folded
-from cxlib.perturbation import PRECISIONS, perturbation_grid, sign_agreement
+from cxlib.perturbation import perturbation_grid, sign_agreement
 
 CONTRASTS, EPSILONS, N_ITERATIONS = ("original", "mean", "max", "weighted"), (1e-3, 3e-3), (1, 2, 10)
 Settings = tuple[Sequence[str], Sequence[float], Sequence[int]]
@@ -66,10 +66,14 @@ def literal(network: nn.Module, images: Tensor, targets: Tensor, settings: Setti
 
 
 def ours(
-    network: nn.Module, images: Tensor, targets: Tensor, settings: Settings = ALL, precision: str = "float32"
+    network: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    settings: Settings = ALL,
+    precision: torch.dtype = torch.float32,
 ) -> Tensor:
     """The same from cxlib."""
-    grid = perturbation_grid(network, images, targets, *settings, precision=PRECISIONS[precision])
+    grid = perturbation_grid(network, images, targets, *settings, precision=precision)
     return torch.stack([torch.stack(change).cpu() for change in grid.values()])
 
 
@@ -153,7 +157,7 @@ def main(names: str, n_images: int, runs: int, bfloat16: bool, memory_of: str | 
         print(f"  ratio {wall:.2f} ({processor:.2f} in processor time), floor {FLOORS.get(name, 1)}", end="; ")
         print(f"cxlib runs at {share:.0%} of this machine's convolution rate")
         if bfloat16:
-            coarse = ours(fast, packed, targets, precision="bfloat16")
+            coarse = ours(fast, packed, targets, precision=torch.bfloat16)
             agreement = sign_agreement(fast, packed, targets, CONTRASTS, torch.bfloat16).mean()
             change = (coarse - results["cxlib"]).abs().mean((0, 2)) / results["cxlib"].abs().mean((0, 2))
             moved = ", ".join(f"{name} by {part:.1%}" for name, part in zip(("p_t", "y_t"), change[1:].tolist()))

@@ -460,4 +460,4 @@ def _nothing(why: str, path: Path | str) -> None:
 
 def _save(figure: Figure, path: Path | str) -> None:
     # Without the version that matplotlib would write into the file.
-    figure.savefig(path, metadata={"Software": None}, dpi=92)
+    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True}, dpi=92)

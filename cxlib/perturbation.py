@@ -15,9 +15,6 @@ from cxlib.contrasts import Contrast, check_targets, cotangent
 #: Called with (contrast, epsilon, n_iterations, gradient (B, 3, H, W)) for each step of a grid.
 Observer = Callable[[str, float, int, Tensor], None]
 
-#: Precisions of the passes that find directions; results are always evaluated in the images' own.
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 #: Settings are stacked along the batch until a pass holds this many images. On a CPU an image costs less in a pass
 #: of 8 than alone (0.5 times for MobileNet v3 small, 0.8 for ResNet-18), and larger passes leave the cache.
 PASS = 8

@@ -15,6 +15,9 @@ import numpy as np
 
 T = TypeVar("T")
 
+#: Precisions in which passes may be computed, by torch's names; bfloat16 has float32's range.
+PRECISIONS = ("float32", "bfloat16")
+
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """Raise a ValueError that lists the known names when this one is not among them."""

@@ -179,10 +179,8 @@ def by_ambiguity(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.Da
     """
     rows = []
     for network, cell in cells.items():
-        bins = np.searchsorted(-np.array(EDGES), -cell["p_2"], side="right")
         axes = [cell[axis] for axis in ("targets", "features", "contrasts", "rules")]
-        for place, name in enumerate(BINS):
-            inside = bins == place
+        for name, inside in zip(BINS, _in_bins(cell["p_2"], EDGES)):
             if not inside.any():
                 continue
             unmasked = bootstrap_mean(cell["unmasked"][inside], rng)
@@ -258,16 +256,14 @@ def localisation_by_p_2(cells: Mapping[str, Arrays], edges: Sequence[float], rng
         edges: bins' edges, falling; above the first and below the last there is one more bin each.
         rng: draws the bootstrap's resamples.
     """
-    bounds = [np.inf, *edges, -np.inf]
-    if bounds != sorted(bounds, reverse=True):
+    if list(edges) != sorted(edges, reverse=True):
         raise ValueError(f"the edges of the bins of p_2 must fall: {list(edges)}")
     names = [f"> {edges[0]:g}", *(f"{low:g} to {high:g}" for high, low in pairwise(edges)), f"< {edges[-1]:g}"]
     rows = []
     for network, cell in cells.items():
         values = _localised(cell)[0][..., -1, -2]  # the mean over targets, the evidence
         axes = [QUANTITIES, [*map(str, cell["explainers"]), "mean"], cell["contrasts"].tolist()]
-        for name, (high, low) in zip(names, pairwise(bounds)):
-            inside = (cell["p_2"] > low) & (cell["p_2"] <= high)
+        for name, inside in zip(names, _in_bins(cell["p_2"], edges)):
             if not inside.any():
                 continue
             interval = bootstrap_mean(values[inside], rng)
@@ -277,6 +273,11 @@ def localisation_by_p_2(cells: Mapping[str, Arrays], edges: Sequence[float], rng
                 rows.append((network, name, explainer, contrast, quantity, *numbers, int(inside.sum())))
     columns = ["network", "p_2", "explainer", "contrast", "quantity", "value", "low", "high", "n_images"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _in_bins(p_2: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
+    """Which images (B,) lie in each bin between falling edges, above and below them; an edge is of the lower bin."""
+    return [(low < p_2) & (p_2 <= high) for high, low in pairwise([np.inf, *edges, -np.inf])]
 
 
 def _localised(cell: Arrays) -> tuple[np.ndarray, np.ndarray]:

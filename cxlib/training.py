@@ -34,7 +34,7 @@ class Recipe:
         clip: a gradient of a larger norm is scaled down to this one; 0 scales none.
         augmentation: a name in `AUGMENTATIONS`.
         batch_norm: a name in `BATCH_NORM`.
-        precision: a name in `PRECISIONS`, of the forward pass on a GPU; a CPU computes in float32.
+        precision: a name in `runtime.PRECISIONS`, of the forward pass on a GPU; a CPU computes in float32.
     """
 
     epochs: int
@@ -120,10 +120,6 @@ def frozen(network: nn.Module) -> None:
 BATCH_NORM: dict[str, Callable[[nn.Module], None]] = {"learned": learned, "fast": fast, "frozen": frozen}
 
 
-#: bfloat16 has float32's range, so that no gradient needs to be scaled.
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
 def fine_tune(
     network: nn.Module,
     samples: Samples,
@@ -162,7 +158,7 @@ def fine_tune(
     runtime.check_name("schedule", recipe.schedule, SCHEDULES)
     runtime.check_name("augmentation", recipe.augmentation, AUGMENTATIONS)
     runtime.check_name("batch norm", recipe.batch_norm, BATCH_NORM)
-    runtime.check_name("precision", recipe.precision, PRECISIONS)
+    runtime.check_name("precision", recipe.precision, runtime.PRECISIONS)
     if len(samples) < 2:
         raise ValueError(f"training needs at least two images, there are {len(samples)}")
     device = next(network.parameters()).device
@@ -174,7 +170,7 @@ def fine_tune(
     # A batch of one image has no statistics to normalise by.
     n_batches = len(samples) // recipe.batch_size + (len(samples) % recipe.batch_size > 1)
     reduced = torch.autocast(
-        device.type, PRECISIONS[recipe.precision], recipe.precision != "float32" and device.type == "cuda"
+        device.type, getattr(torch, recipe.precision), recipe.precision != "float32" and device.type == "cuda"
     )
     checkpoint = _Checkpoint(folder, network, optimiser, ranks, every)
     epochs, step, total = checkpoint.restore()

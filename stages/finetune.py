@@ -28,7 +28,7 @@ from cxlib.datasets import images
 @option("--clip", ForNetwork(click.FloatRange(min=0)))
 @option("--augmentation", ForNetwork(click.Choice(list(training.AUGMENTATIONS))))
 @option("--batch-norm", ForNetwork(click.Choice(list(training.BATCH_NORM))))
-@option("--precision", click.Choice(list(training.PRECISIONS)))
+@option("--precision", click.Choice(runtime.PRECISIONS))
 @option("--workers", COUNT)
 @option("--device")
 @option("--threads", POSITIVE)

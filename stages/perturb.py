@@ -20,7 +20,7 @@ from cxlib.folding import folded
 @option("--contrasts", ListOf(str))
 @option("--epsilons", ListOf(float))
 @option("--n-iterations", ListOf(int))
-@option("--precision", click.Choice(list(perturbation.PRECISIONS)))
+@option("--precision", click.Choice(runtime.PRECISIONS))
 @option("--max-images", COUNT)
 @option("--batch-size", POSITIVE)
 @option("--device")
@@ -29,6 +29,7 @@ from cxlib.folding import folded
 @option("--out")
 def main(network, data, image_size, crop, contrasts, epsilons, n_iterations, precision, **options):
     """Write each image's changes of accuracy, p_t and y_t, target = label, to --out."""
+    precision = getattr(torch, precision)
     samples, prepare = images.read(data, "test"), images.preprocessing(image_size, crop)
     chosen = images.choose(range(len(samples)), options["max_images"], options["seed"])
     with runs.joined() as ranks, workplace(ranks, [network, *samples.paths]) as folder:
@@ -44,11 +45,11 @@ def main(network, data, image_size, crop, contrasts, epsilons, n_iterations, pre
 
             x, labels = images.load(samples, batch, prepare, device)
             grid = perturbation.perturbation_grid(
-                model, x, labels, contrasts, epsilons, n_iterations, count_zeros, perturbation.PRECISIONS[precision]
+                model, x, labels, contrasts, epsilons, n_iterations, count_zeros, precision
             )
             changes = torch.stack([torch.stack(change).cpu() for change in grid.values()])  # (settings, 3, B)
             counts = [(zeros[setting], pixels[setting]) for setting in grid]
-            agreement = perturbation.sign_agreement(model, x, labels, contrasts, perturbation.PRECISIONS[precision])
+            agreement = perturbation.sign_agreement(model, x, labels, contrasts, precision)
             return {"changes": changes.numpy(), "counts": np.array(counts), "agreement": agreement.cpu().numpy()}
 
         what = f"perturb {network}"

@@ -228,7 +228,7 @@ def test_unknown_name_lists_the_choices(birds, field):
         "schedule": SCHEDULES,
         "augmentation": AUGMENTATIONS,
         "batch_norm": training.BATCH_NORM,
-        "precision": training.PRECISIONS,
+        "precision": runtime.PRECISIONS,
     }[field]
     with pytest.raises(ValueError, match=f"'nonsense'.*{', '.join(known)}"):
         train(birds, recipe(**{field: "nonsense"}))
