@@ -10,12 +10,14 @@ import random
 import signal
 import socket
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from cxlib import runs, runtime
 from cxlib.datasets import images
@@ -58,6 +60,8 @@ def forked(work, *args, **kwargs):
     pid = os.fork()
     if pid:
         return pid
+    # tqdm's own lock is shared among forks, and one that is killed while it holds it would stop all the others.
+    tqdm.set_lock(threading.RLock())
     try:
         work(*args, **kwargs)
     except BaseException as error:
