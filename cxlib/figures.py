@@ -21,8 +21,15 @@ COLOURS = {
     "weighted": "#c44e3f",
     "probability": "#7f6a93",
     "normalised": "#5b9a68",
+    # Figure 5's variants.
+    "standard": "#8a8a8a",
+    "without_relu": "#4878a8",
+    "contrastive": "#c44e3f",
 }
-"""One colour a contrast, in every figure."""
+"""One colour a contrast or variant, in every figure."""
+
+PAIR_COLOURS = ("#7f6a93", "#e0a458", "#5b9a68")
+"""One colour a pair of variants."""
 
 LABELS = {
     "accuracy": "change of accuracy",
@@ -32,6 +39,7 @@ LABELS = {
     "gradcam": "GradCAM",
     "linear_approximation": "Linear approximation",
     "xgradcam": "XGradCAM",
+    "without_relu": "without ReLU",
     "vit_gradcam": "GradCAM",
     "attention_rollout": "Attention rollout",
 }
@@ -318,7 +326,7 @@ def figure_3_4(maps: Mapping[str, Any], path: Path | str) -> None:
                 if row == 0 and column:
                     explainer, contrast = str(maps["explainers"][e]), str(maps["contrasts"][c])
                     colour = COLOURS.get(contrast, "black")
-                    title = f"{LABELS.get(explainer, explainer)}\n{contrast.replace('_', ' ')}"
+                    title = f"{LABELS.get(explainer, explainer)}\n{LABELS.get(contrast, contrast)}"
                     axis.set_title(title, fontsize=7.5, color=colour)
     return _save(figure, path)
 
@@ -414,6 +422,56 @@ def localisation(table: pd.DataFrame, by_p_2: pd.DataFrame, path: Path | str) ->
     marks.append(Line2D([], [], color="black", linewidth=0.7, label="uniform map"))
     figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=9)
     return _save(figure, path)
+
+
+def transformers(table: pd.DataFrame, blocks: pd.DataFrame, path: Path | str) -> None:
+    """Figure 5 in numbers: two rows of panels a network and explainer, measures by p_2 and by block, 95 % intervals.
+
+    Args:
+        table: as `tables.transformers` gives it.
+        blocks: as `tables.transformer_blocks` gives it.
+        path: PNG to write.
+    """
+    panels = {
+        "alike": "correlation of two variants",
+        "between": "correlation of $t_1$ and $t_2$",
+        "gain": "mass inside the telling part,\nminus its share of area",
+        "positive_kept": "relative probability of $t_2$,\npositive features kept",
+    }
+    groups = list(dict.fromkeys(zip(table["network"], table["explainer"])))
+    table = table[table["rule"].isin(["none", "equal_kept"]) & (table["p_2"] != "all")]
+    table = table[(table["quantity"] != "positive_kept") | (table["target"] == "t2")]
+    figure = Figure(figsize=(11, 3.9 * len(groups) + 0.6), layout="constrained")
+    axes = figure.subplots(2 * len(groups), len(panels), squeeze=False)
+    for (network, explainer), over_p_2, over_blocks in zip(groups, axes[::2], axes[1::2]):
+        for row, (data, axis_name) in ((over_p_2, (table, "p_2")), (over_blocks, (blocks, "block"))):
+            own = data[(data["network"] == network) & (data["explainer"] == explainer)]
+            ticks = list(dict.fromkeys(own[axis_name]))
+            for axis, (quantity, title) in zip(row, panels.items()):
+                shown = own[own["quantity"] == quantity]
+                if shown.empty:
+                    axis.set_axis_off()
+                    continue
+                variants = list(dict.fromkeys(shown["variant"]))
+                for variant, shift in zip(variants, np.linspace(-0.12, 0.12, len(variants))):
+                    line = shown[shown["variant"] == variant]
+                    places = line[axis_name].map(ticks.index) + shift
+                    colour = COLOURS.get(variant) or PAIR_COLOURS[variants.index(variant)]
+                    axis.vlines(places, line["low"], line["high"], color=colour, linewidth=1.3)
+                    axis.plot(
+                        places, line["value"], "o-", color=colour, markersize=3.5, linewidth=0.8,
+                        label=variant.replace("without_relu", LABELS["without_relu"]),
+                    )  # fmt: skip
+                axis.axhline(0, color="black", linewidth=0.6)
+                axis.set_xticks(range(len(ticks)), ticks, fontsize=7)
+                axis.set_xlabel("$p_2$" if axis_name == "p_2" else "block", fontsize=8)
+                axis.set_ylabel(title, fontsize=8)
+                axis.spines[["top", "right"]].set_visible(False)
+                axis.tick_params(axis="y", labelsize=7)
+                if axis_name == "p_2" and quantity in ("alike", "between"):
+                    axis.legend(frameon=False, fontsize=6.5)
+        over_p_2[0].set_title(f"{network}: {LABELS[explainer]}", fontsize=10, loc="left")
+    _save(figure, path)
 
 
 def contact_sheet(folder: Path | str, path: Path | str) -> None:

@@ -14,6 +14,8 @@ def folded(network: nn.Module) -> nn.Module:
     need the network itself, which is left alone. All other modules are shared with it. What `torch.fx` cannot trace
     stays as it is, part by part; so does a network with hooks, which a trace would lose.
     """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        return network
     if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
         return network
     try:

@@ -16,6 +16,8 @@ TARGETS = ("t1", "t2")
 #: The two contrasts whose maps decide together how many pixels are hidden; any other contrast hides as many, so
 #: that it is compared at the same area and changes none of the numbers of these two.
 PAIR = ("original", "weighted")
+# Of y_t1 - y_t2 in the relative probabilities of t1 and t2: no second evaluation.
+_SIGN = torch.tensor([1.0, -1.0], dtype=torch.float64)
 
 
 def relative_probability(logits: Tensor, t: Tensor, other: Tensor) -> Tensor:
@@ -187,25 +189,53 @@ def blur_and_mask(
     if not set(PAIR) <= set(contrasts):
         raise ValueError(f"masking compares {' with '.join(PAIR)}: the contrasts {', '.join(contrasts)} lack one")
     explained = _explained(network, images, layer, explainers, contrasts)
-    leading = explained.logits.topk(2).indices  # (B, 2)
+    pair = [contrasts.index(name) for name in PAIR]
+    leading = explained.logits.topk(2).indices
+    masked, n_evaluated = mask_maps(network, images, explained.maps, leading, pair, baselines, rules, blur, chunk)
+    unmasked = (_lead(explained.logits, leading)[:, None] * _SIGN).sigmoid()
+    return Masked(unmasked, masked, explained.constant_gradient, n_evaluated)
+
+
+def mask_maps(
+    network: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    leading: Tensor,
+    pair: Sequence[int],
+    baselines: Sequence[str],
+    rules: Sequence[str],
+    blur: Blur,
+    chunk: int,
+) -> tuple[Tensor, int]:
+    """The relative probabilities of two classes of each image behind the masks that maps make.
+
+    Args:
+        network: maps images (B, 3, H, W) in [0, 1] to logits (B, K).
+        images: (B, 3, H, W) in [0, 1].
+        maps: (B, explainers, 2 targets, C, h, w), of C contrasts or variants.
+        leading: (B, 2), the classes t1 and t2.
+        pair: which of the C set the number of hidden pixels.
+        baselines: names in `BASELINES`.
+        rules: names in `RULES`.
+        blur: kernel and sigma of `gaussian_blur`.
+        chunk: how many masked images are evaluated at once.
+
+    Returns:
+        (B, explainers, 2 targets, baselines, 2 features, C, rules) float64, and the number of evaluated images.
+    """
     zero = getattr(network, "mean", torch.zeros(3, 1, 1))
     replacements = torch.stack([BASELINES[name](images, zero, blur) for name in baselines], 1)
-    pair = [contrasts.index(name) for name in PAIR]
     evaluated = folded(network)
     leads, n_evaluated = [], 0  # y_t1 - y_t2 of every setting
-    for image, maps, replacement, classes in zip(images, explained.maps, replacements, leading):
-        upsampled = resized(maps.flatten(0, 1), image.shape[-2:])  # (explainers * 2 targets, contrasts, H, W)
-        kept = kept_pixels(upsampled, pair, rules).flatten(0, 3)
-        distinct, place = _distinct(kept)
+    for image, own, replacement, classes in zip(images, maps, replacements, leading):
+        upsampled = resized(own.flatten(0, 1), image.shape[-2:])  # (explainers * 2 targets, C, H, W)
+        kept = kept_pixels(upsampled, pair, rules)
+        distinct, place = _distinct(kept.flatten(0, 3))
         lead = _lead_of_masked(evaluated, image, distinct, replacement, classes, chunk)[:, place]
-        leads.append(lead.unflatten(1, (len(explainers), 2, len(FEATURES), len(contrasts), len(rules))))
+        leads.append(lead.unflatten(1, (*own.shape[:2], *kept.shape[1:4])))
         n_evaluated += len(distinct) * len(baselines)
-    # t2's probability relative to t1's is sigmoid(-lead): no second evaluation.
-    sign = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    masked = torch.stack(leads).movedim(1, 3)  # (B, explainers, 2 targets, baselines, 2 features, contrasts, rules)
-    masked = (masked * sign.view(2, 1, 1, 1, 1)).sigmoid()
-    unmasked = (_lead(explained.logits, leading)[:, None] * sign).sigmoid()
-    return Masked(unmasked, masked, explained.constant_gradient, n_evaluated)
+    masked = torch.stack(leads).movedim(1, 3)
+    return (masked * _SIGN.view(2, 1, 1, 1, 1)).sigmoid(), n_evaluated
 
 
 def _explained(

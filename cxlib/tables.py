@@ -275,6 +275,73 @@ def localisation_by_p_2(cells: Mapping[str, Arrays], edges: Sequence[float], rng
     return pd.DataFrame(rows, columns=columns)
 
 
+def transformers(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """Figure 5 in numbers: each measure of the variants at the chosen blocks, by p_2, with 95 % bootstrap intervals.
+
+    Quantities are the correlation of two variants' maps of one class (`alike`, mean over t1 and t2), that of one
+    variant's maps of t1 and t2 (`between`), `gain` and `hit` of localisation, and the relative probability of a target
+    with its positive or negative features kept (mean over baselines), or `unmasked`.
+    """
+    rows = []
+    for network, cell in cells.items():
+        bins = {"all": np.full(len(cell["p_2"]), True)} | dict(zip(BINS, _in_bins(cell["p_2"], EDGES)))
+        for e, (explainer, block) in enumerate(zip(cell["explainers"].tolist(), cell["chosen_blocks"].tolist())):
+            measures = _compared(cell, e, block) | _masked(cell, e)
+            for name, inside in bins.items():
+                rows += [(network, explainer, block, name, *row) for row in _measured(measures, inside, rng)]
+    return pd.DataFrame(rows, columns=["network", "explainer", "block", "p_2", *_MEASURED])
+
+
+def transformer_blocks(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """The measures of the variants at every block, all images together; see `transformers`."""
+    rows = []
+    for network, cell in cells.items():
+        for e, block in np.ndindex(cell["alike"].shape[1:3]):
+            measured = _measured(_compared(cell, e, block), np.full(len(cell["p_2"]), True), rng)
+            rows += [(network, cell["explainers"][e], block, *row) for row in measured]
+    return pd.DataFrame(rows, columns=["network", "explainer", "block", *_MEASURED])
+
+
+_MEASURED = ["quantity", "variant", "target", "rule", "value", "low", "high", "n_images"]
+
+
+def _measured(
+    measures: Mapping[tuple[str, ...], np.ndarray], inside: np.ndarray, rng: np.random.Generator
+) -> Iterator[tuple]:
+    """A row for each measure, over the images inside that have it."""
+    for key, values in measures.items():
+        own = values[inside & ~np.isnan(values)]
+        if len(own):
+            yield *key, *bootstrap_mean(own, rng), len(own)
+
+
+def _compared(cell: Arrays, e: int, block: int) -> dict[tuple[str, ...], np.ndarray]:
+    """Correlations and localisation of one explainer at one block: (B,) each, NaN for images without a region."""
+    area = np.where(cell["area"] > 0, cell["area"], np.nan)
+    alike = cell["alike"][:, e, block].mean(1)
+    measures: dict[tuple[str, ...], np.ndarray] = {}
+    for pair, values in zip(cell["pairs"].tolist(), alike.T):
+        measures["alike", pair, "mean", "none"] = values
+    for v, variant in enumerate(cell["variants"].tolist()):
+        at = slice(None), e, block, v
+        measures["between", variant, "t1 and t2", "none"] = cell["between"][at]
+        measures["gain", variant, "shown", "none"] = cell["share"][at] - area
+        measures["hit", variant, "shown", "none"] = cell["hit"][at] + 0 * area
+    return measures
+
+
+def _masked(cell: Arrays, e: int) -> dict[tuple[str, ...], np.ndarray]:
+    """Relative probabilities under blur and mask of one explainer: (B,) each."""
+    axes = [cell[axis] for axis in ("targets", "features", "variants", "rules")]
+    measures: dict[tuple[str, ...], np.ndarray] = {}
+    for target, values in zip(cell["targets"].tolist(), cell["unmasked"].T):
+        measures["unmasked", "none", target, "none"] = values
+    masked = cell["masked"][:, e].mean(2)  # (B, targets, features, variants, rules)
+    for index, (target, features, variant, rule) in _indexed(*axes):
+        measures[f"{features}_kept", variant, target, rule] = masked[(slice(None), *index)]
+    return measures
+
+
 def _in_bins(p_2: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
     """Which images (B,) lie in each bin between falling edges, above and below them; an edge is of the lower bin."""
     return [(low < p_2) & (p_2 <= high) for high, low in pairwise([np.inf, *edges, -np.inf])]

@@ -135,6 +135,7 @@ def test_paper_profile_is_the_published_setting():
         "localisation.max_images_below": 0,
         "figure_3.network": "vgg16_bn",
         "figure_4.network": "vgg16_bn",
+        "figure_5.network": "vit_b_16",
     } | SETTINGS
     assert {key: at(paper, key) for key in published} == published
     assert set(paper["perturb"]["networks"]) == {
@@ -325,6 +326,7 @@ def test_graph_lets_explainers_reach_only_the_masks(mini):
 
 LOCALISED = {"localise", "localisation", "figure_localisation"}
 MAPPED = {"maps_3", "maps_4", "figure_3", "figure_4"}
+COMPARED = {"vit", "vit_table", "figure_vit"}
 EXPLAINED = {"accuracy", "mask", "tables", "table_figures", "claims", *MAPPED, *LOCALISED}
 
 
@@ -332,9 +334,11 @@ EXPLAINED = {"accuracy", "mask", "tables", "table_figures", "claims", *MAPPED, *
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("masking.threshold=0.2", EXPLAINED),
+        ("masking.threshold=0.2", {*EXPLAINED, *COMPARED}),
         ("figure_3.max_images=5", {"maps_3", "figure_3"}),
-        ("localisation.disc_radius=0.2", {*LOCALISED, "claims"}),
+        ("localisation.disc_radius=0.2", {*LOCALISED, *COMPARED, "claims"}),
+        ("vit.rollout_block=1", {*COMPARED, "maps_5", "figure_5"}),
+        ("vit.training.epochs=3", {"transformers", *COMPARED, "maps_5", "figure_5"}),
         ("gradient_norms.max_images=5", {"gradient_norms", "figure_6"}),
         ("perturb.max_images=5", {"perturb", "perturbation", "figure_1_2", "figure_published", "claims"}),
         ("saturation.n_iterations=3", {"saturate", "saturation", "figure_saturation"}),
@@ -364,7 +368,7 @@ def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
 def test_editing_figures_tables_or_verdicts_trains_nothing(mini, file):
     behind = groups(stages_behind(mini, lambda stage: file in {dep.def_path for dep in stage.deps}))
     trained = {stage.name for stage in mini.index.stages if "stages/finetune.py" in stage.cmd}
-    assert len(trained) == 4
+    assert len(trained) == 5
     assert not behind & (groups(trained) | {"synthbirds"})
 
 

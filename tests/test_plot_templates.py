@@ -84,6 +84,19 @@ BY_P_2 = {
     "high": [0.6],
     "n_images": [100],
 }
+VARIANTS = {
+    "network": ["vit_b_16"],
+    "explainer": ["vit_gradcam", "attention_rollout"],
+    "p_2": ["> 0.1", "< 0.001"],
+    "quantity": ["between", "gain"],
+    "variant": ["standard", "without_relu", "contrastive"],
+    "target": ["shown"],
+    "rule": ["none"],
+    "low": [0.1],
+    "high": [0.6],
+    "n_images": [100],
+}
+BY_BLOCK = {"block" if axis == "p_2" else axis: values for axis, values in (VARIANTS | {"p_2": [0, 1, 2]}).items()}
 # For each table: the values of its columns (every combination is a row), the column of numbers, x, y and the template.
 TABLES = {
     "plots/perturbation.csv": (PERTURBATION, "change", "network", "change", "grouped_bar"),
@@ -94,8 +107,10 @@ TABLES = {
     "plots/zero_gradients.csv": (ZEROS, "zero_share", "n_iterations", "zero_share", "lines"),
     "plots/localisation.csv": (LOCALISATION, "value", "explainer", "value", "localisation"),
     "plots/localisation_by_p_2.csv": (BY_P_2, "value", "p_2", "value", "localisation"),
+    "plots/vit.csv": (VARIANTS, "value", "p_2", "value", "variants"),
+    "plots/vit_blocks.csv": (BY_BLOCK, "value", "block", "value", "variants"),
 }
-MARKS = {"lines": "point", "localisation": "point"}
+MARKS = {"lines": "point", "localisation": "point", "variants": "point"}
 
 
 def run(*command: str, cwd: Path) -> str:

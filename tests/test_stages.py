@@ -50,6 +50,13 @@ MINIATURE = (
     "masking.batch_size=8",
     "localisation.max_images_below=5",
     "localisation.batch_size=8",
+    "vit.image_size=32",
+    "vit.training.epochs=1",
+    "vit.blur_kernel=9",
+    "vit.blur_sigma=2",
+    "vit.max_images=5",
+    "vit.max_images_below=5",
+    "vit.batch_size=4",
     "device=cpu",
     "threads=1",
 )
@@ -135,7 +142,8 @@ def test_every_output_of_every_stage_is_there(pipeline):
         "plots/localisation.csv", "plots/localisation_by_p_2.csv", "metrics/localisation.json",
         "metrics/finetune.json", "metrics/perturbation.json", "metrics/table1.json", "metrics/claims.json",
         "plots/localisation.png",
-        "plots/figure_1_2.png", "plots/figure_3.png", "plots/figure_4.png", "plots/figure_6.png",
+        "plots/figure_1_2.png", "plots/figure_3.png", "plots/figure_4.png", "plots/figure_5.png",
+        "plots/figure_6.png", "metrics/vit.json",
     ]  # fmt: skip
     assert {out.def_path for out in pipeline.outs} >= set(promised)
 
@@ -420,6 +428,12 @@ PAPER = (
     "finetune.batch_norm=frozen",
     "finetune.workers=2",
     "masking.layer=features.8",
+    "vit.networks=[vit_mini]",
+    "vit.image_size=32",
+    "vit.training.weights=random",
+    "vit.training.epochs=1",
+    "vit.training.workers=0",
+    "vit.blur_kernel=9",
     "weights.path=weights",
     "device=cpu",
     "threads=1",
@@ -438,6 +452,18 @@ def paper(pipeline, tmp_path_factory):
         for path in paths:
             # Not square, so that the centre crop has something to cut.
             Image.open(path).resize((120, 90)).save(folder / "data" / "imagenet" / "val" / wnid / f"{path.stem}.JPEG")
+    food = folder / "data" / "food-101"
+    (food / "meta").mkdir(parents=True)
+    photographs = sorted((pipeline.folder / "data" / "synthbirds" / "images").glob("*/*"))
+    dishes = {"apple_pie": photographs[:4], "baby_back_ribs": photographs[-4:]}
+    (food / "meta" / "classes.txt").write_text("\n".join(dishes))
+    for split, part in (("train", slice(2)), ("test", slice(2, 4))):
+        listed = {dish: [f"{dish}/{path.stem}" for path in paths[part]] for dish, paths in dishes.items()}
+        (food / "meta" / f"{split}.json").write_text(json.dumps(listed))
+    for dish, paths in dishes.items():
+        (food / "images" / dish).mkdir(parents=True)
+        for path in paths:
+            Image.open(path).save(food / "images" / dish / f"{path.stem}.jpg")
     with runtime.seeded(1):
         state = torchvision.models.mobilenet_v3_small(weights=None).half().state_dict()
     buffer = io.BytesIO()
@@ -450,6 +476,12 @@ def paper(pipeline, tmp_path_factory):
             if stage.name not in ("synthbirds", "contact_sheet"):
                 succeed(stage.cmd)
     return SimpleNamespace(folder=folder, state=state)
+
+
+def test_food_without_parts_has_every_measure_but_localisation(paper):
+    table = pd.read_csv(paper.folder / "plots" / "vit.csv")
+    assert set(table["quantity"]) == {"alike", "between", "unmasked", "positive_kept", "negative_kept"}
+    assert set(table.loc[table["p_2"] == "all", "n_images"]) == {4}
 
 
 def test_published_weights_meet_imagenet_photographs_as_torchvision_prepares_them(paper):

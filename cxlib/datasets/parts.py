@@ -40,6 +40,11 @@ class Parts:
     discs: dict[str, np.ndarray]
 
 
+def are_known(folder: str | Path) -> bool:
+    """Whether the folder has parts at all."""
+    return (Path(folder) / "parts" / "parts.txt").is_file()
+
+
 def read(folder: str | Path, disc_radius: float) -> Parts:
     """The parts of a folder in CUB's layout.
 

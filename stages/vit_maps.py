@@ -1,0 +1,55 @@
+"""The maps of Figure 5: the most ambiguous test images under every variant of the Vision Transformers' explainers."""
+
+import click
+import numpy as np
+import torch
+from _command import POSITIVE, Stage, option
+
+from cxlib import networks, runtime, variants
+from cxlib.datasets import images
+from cxlib.explainers import resized, vit
+
+
+@click.command(cls=Stage)
+@option("--network")
+@option("--report")
+@option("--data")
+@option("--image-size", POSITIVE)
+@option("--crop", bool)
+@option("--gradcam-block", int)
+@option("--rollout-block", int)
+@option("--max-images", POSITIVE)
+@option("--device")
+@option("--threads", POSITIVE)
+@option("--out")
+def main(network, report, data, image_size, crop, max_images, device, threads, out, **options):
+    """Write images, maps, names and probabilities of the two most probable classes to --out.
+
+    The images are those with the highest p_2.
+    """
+    device = runtime.device(device, threads)
+    model = networks.load(network).to(device)
+    samples = images.read(data, "test")
+    p = runtime.read_arrays(report)["probabilities"]
+    leading = np.argsort(-p, 1, kind="stable")[:, :2]
+    p_2 = np.take_along_axis(p, leading, 1)[:, 1]
+    chosen = np.argsort(-p_2, kind="stable")[:max_images].tolist()
+    x, _ = images.load(samples, chosen, images.preprocessing(image_size, crop), device)
+    targets, stacked = torch.from_numpy(leading[chosen]), []
+    for name, block in zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"])):
+        maps = variants.maps(model, x, targets, name, variants.layer(model, name, block))
+        stacked.append(resized(maps.flatten(1, 2), x.shape[-2:]).unflatten(1, maps.shape[1:3]).cpu())
+    runtime.write_arrays(
+        out,
+        images=x.permute(0, 2, 3, 1).cpu().numpy(),
+        maps=torch.stack(stacked, 1).transpose(2, 3).numpy(),  # (images, explainers, variants, classes, H, W)
+        explainers=np.array(list(vit.MAPS)),
+        contrasts=np.array(list(variants.VARIANTS)),
+        names=np.array(samples.classes)[leading[chosen]],
+        labels=np.array(samples.classes)[np.array(samples.labels)[chosen]],
+        probabilities=np.take_along_axis(p[chosen], leading[chosen], 1),
+    )
+
+
+if __name__ == "__main__":
+    main()
