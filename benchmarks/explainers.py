@@ -157,11 +157,12 @@ def full_gradient(ours: nn.Module, theirs: nn.Module, images: torch.Tensor) -> t
     method = FullGrad(theirs, [])
     other = with_gradients(theirs, lambda: method(images, targets=[ContrastTarget("weighted", int(c)) for c in t]))
     other()
+    theirs_gradients = list(method.activations_and_grads.gradients)  # before our passes run through their hooks
     # Post-processing differs by design; what goes into it does not.
     trace = fullgrad.record(ours, images)
     ((_, gradients),) = trace.pull_back(cotangent("weighted", trace.logits, t)[:, None])
     spatial = [(bias, g) for (bias, _), g in zip(trace.kept, gradients) if g is not None and g.ndim == 4]
-    order, theirs_gradients = execution_order(theirs, method, images), method.activations_and_grads.gradients
+    order = execution_order(theirs, method, images)
     assert len(spatial) == len(order) == len(theirs_gradients)
     for (bias, gradient), index, theirs_gradient in zip(spatial, order, theirs_gradients):
         same(bias, torch.from_numpy(method.bias_data[index]))

@@ -280,7 +280,8 @@ def transformers(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.Da
 
     Quantities are the correlation of two variants' maps of one class (`alike`, mean over t1 and t2), that of one
     variant's maps of t1 and t2 (`between`), `gain` and `hit` of localisation, and the relative probability of a target
-    with its positive or negative features kept (mean over baselines), or `unmasked`.
+    with its positive or negative features kept (mean over baselines), or `unmasked`. `gain_margin`, and `margin` for
+    positive features, are what the contrast adds to the map without ReLU, image by image.
     """
     rows = []
     for network, cell in cells.items():
@@ -327,6 +328,8 @@ def _compared(cell: Arrays, e: int, block: int) -> dict[tuple[str, ...], np.ndar
         measures["between", variant, "t1 and t2", "none"] = cell["between"][at]
         measures["gain", variant, "shown", "none"] = cell["share"][at] - area
         measures["hit", variant, "shown", "none"] = cell["hit"][at] + 0 * area
+    with_contrast, without = (measures["gain", v, "shown", "none"] for v in ("contrastive", "without_relu"))
+    measures["gain_margin", "contrastive", "shown", "none"] = with_contrast - without
     return measures
 
 
@@ -339,6 +342,9 @@ def _masked(cell: Arrays, e: int) -> dict[tuple[str, ...], np.ndarray]:
     masked = cell["masked"][:, e].mean(2)  # (B, targets, features, variants, rules)
     for index, (target, features, variant, rule) in _indexed(*axes):
         measures[f"{features}_kept", variant, target, rule] = masked[(slice(None), *index)]
+    for target, rule in product(cell["targets"].tolist(), cell["rules"].tolist()):
+        with_contrast, without = (measures["positive_kept", v, target, rule] for v in ("contrastive", "without_relu"))
+        measures["margin", "contrastive", target, rule] = with_contrast - without
     return measures
 
 

@@ -23,10 +23,10 @@ def main(networks, folder, seed, table, blocks_table, metrics):
 
     # Headlines: images above the threshold's bin of p_2, mean over networks, positive features kept by the fair rule.
     shown = compared[(compared["p_2"] == tables.BINS[0]) & compared["rule"].isin(["none", "equal_kept"])]
-    shown = shown[shown["quantity"].isin(["alike", "between", "gain", "positive_kept"])]
+    shown = shown[shown["quantity"].isin(["alike", "between", "gain", "gain_margin", "positive_kept", "margin"])]
     headlines = {}
     for explainer, rows in shown.groupby("explainer"):
-        targets = rows["target"].where(rows["quantity"] == "positive_kept", "")
+        targets = rows["target"].where(rows["quantity"].isin(["positive_kept", "margin"]), "")
         names = rows["quantity"].str.cat([targets, rows["variant"]], "_").str.replace("__", "_").str.replace(" ", "_")
         headlines[explainer] = rows.groupby(names)["value"].mean().to_dict()
     headlines["accuracy"] = {name: cell["accuracy"].item() for name, cell in cells.items()}

@@ -188,6 +188,13 @@ def test_table_holds_the_means_of_the_chosen_blocks_by_p_2(cell):
         rule="published",
     )  # fmt: skip
     assert row["value"] == pytest.approx(cell["masked"][3:5, 1, 1, :, 1, 0, 0].mean())
+    row = value(table, explainer="vit_gradcam", p_2="all", quantity="margin", target="t2", rule="published")
+    difference = cell["masked"][:, 0, 1, :, 0, 2, 0] - cell["masked"][:, 0, 1, :, 0, 1, 0]
+    assert row["value"] == pytest.approx(difference.mean())
+    row = value(table, explainer="attention_rollout", p_2="all", quantity="gain_margin")
+    assert row["value"] == pytest.approx(
+        (cell["share"][:, 1, 0, 2] - cell["share"][:, 1, 0, 1])[cell["area"] > 0].mean()
+    )
     row = value(table, explainer="vit_gradcam", p_2="all", quantity="unmasked", target="t1")
     assert row["value"] == pytest.approx(cell["unmasked"][:, 0].mean())
 
