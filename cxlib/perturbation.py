@@ -175,7 +175,13 @@ def sign_agreement(
 
 
 def measure(logits: Tensor, targets: Tensor) -> Changes:
-    """Correctness (0 or 1), p_t and y_t of each image, (B,) float64, from logits (B, K) and targets (B,)."""
+    """Correctness (0 or 1), p_t and y_t of each image, (B,) float64, from logits (B, K) and targets (B,).
+
+    Raises:
+        ValueError: there is one logit, whose p_t no softmax gives.
+    """
+    if logits.shape[-1] < 2:
+        raise ValueError("perturbation needs a head of two logits or more: give a sigmoid's y the logits (0, y)")
     logits = logits.detach().double()
     chosen = targets[:, None]
     return Changes(

@@ -163,6 +163,11 @@ def test_measure_is_accuracy_probability_and_logit():
     assert p_t.tolist() == pytest.approx([e / (e + 2), 1 / (e + 2)], abs=1e-14)
 
 
+def test_a_head_of_one_logit_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"two logits or more: give a sigmoid's y the logits \(0, y\)"):
+        measure(torch.zeros(3, 1), torch.tensor([0, 1, 0]))
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 1), (1, 3)])
 def test_uneven_batches_give_the_numbers_of_the_images_whatever_batch_they_are_in(network, images, targets, sizes):
     """So a mean over images does not depend on how they are batched; a mean of the batches' means would."""
