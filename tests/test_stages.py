@@ -480,7 +480,7 @@ def paper(pipeline, tmp_path_factory):
 
 def test_food_without_parts_has_every_measure_but_localisation(paper):
     table = pd.read_csv(paper.folder / "plots" / "vit.csv")
-    assert set(table["quantity"]) == {"alike", "between", "unmasked", "positive_kept", "negative_kept"}
+    assert set(table["quantity"]) == {"alike", "between", "unmasked", "positive_kept", "negative_kept", "margin"}
     assert set(table.loc[table["p_2"] == "all", "n_images"]) == {4}
 
 

@@ -158,9 +158,10 @@ def _is_complete(network: nn.Module, images: torch.Tensor, targets: torch.Tensor
 
 HEAD = f"""# The zoo
 
-Which explainers work on which network without naming a layer, under every contrast ({", ".join(CONTRASTS)}): maps of
-the right shape and finite, a batch gives what single images give, no hook is left, `requires_grad` and training mode
-are restored. Written by `make zoo` (`python -m tests.zoo`), on random weights and small images.
+Which explainers work on which network without naming a layer, under every contrast
+({", ".join(CONTRASTS)}): maps of the right shape and finite, a batch gives what
+single images give, no hook is left, `requires_grad` and training mode are restored. Written by `make zoo`
+(`python -m tests.zoo`), on random weights and small images.
 
 *Map*: the layer's resolution for images of that size. *Adds up*: FullGrad's map sums to the logit or its contrast,
 within float32 (`cxlib/explainers/fullgrad.py` says when it does). `gradient` and `fullgrad` need no layer.
@@ -175,11 +176,16 @@ def table(title: str, rows: list[Row]) -> str:
 
 
 def main() -> None:
+    """Write the table, or print some rows; what fails is said in its row, and ends in exit code 1."""
     warnings.filterwarnings("ignore")
     names = sys.argv[1:]
-    rows = {}
+    rows, failed = {}, []
     for name in runtime.progress(names or [*TORCHVISION, *TIMM], "zoo", "network"):
-        rows[name] = examine(name)
+        try:
+            rows[name] = examine(name)
+        except Exception as error:  # one network's own trouble must not cost the others' rows
+            rows[name] = Row(name, note=f"**fails**: {str(error).splitlines()[0]}")
+            failed.append(name)
         gc.collect()
         if names:
             print(rows[name], flush=True)
@@ -190,6 +196,8 @@ def main() -> None:
                 table("timm, one network of each family", [rows[name] for name in TIMM]),
             ]
             file.write_text(HEAD + "\n".join(tables))
+    if failed:
+        sys.exit(f"{len(failed)} networks fail: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
