@@ -223,3 +223,41 @@ def test_no_hook_survives_an_exception_and_in_place_layers_are_again(network, im
         explain(network, images[:, :2], torch.tensor([0, 1, 2, 3]), "fullgrad")
     assert not any(module._forward_hooks for module in network.modules())
     assert network.features[2].inplace
+
+
+class Windows(nn.Module):
+    """A layer with a bias that sees the halves of each image as a batch of their own, as window attention does."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            self.layer, self.head = nn.Linear(24, 5), nn.Linear(10, 4)
+
+    def forward(self, images):
+        windows = images.reshape(2 * len(images), 24)  # (B * 2, 24)
+        return self.head(self.layer(windows).relu().reshape(len(images), 10))
+
+
+def test_the_biases_of_windows_are_their_images():
+    network, images, t = Windows().double(), torch.rand(3, 3, 4, 4, dtype=torch.float64), torch.tensor([0, 3, 1])
+    maps = explain(network, images, t, "fullgrad", "original")
+    torch.testing.assert_close(maps.sum((-2, -1)), network(images).gather(1, t[:, None])[:, 0])
+
+
+class Positions(nn.Module):
+    """A layer with a bias that all images share, as a projected encoding of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(3, 3, 1), nn.Linear(48, 4)
+
+    def forward(self, images):
+        return self.head((images + self.layer(torch.ones(1, 3, 4, 4))).flatten(1))
+
+
+def test_a_bias_that_all_images_share_is_refused_for_more_than_one():
+    network, images, t = Positions(), torch.rand(2, 3, 4, 4), torch.tensor([0, 3])
+    with pytest.raises(ValueError, match="cannot share a bias of 1 outputs among 2 images: pass one image"):
+        explain(network, images, t, "fullgrad", "original")
+    assert explain(network, images[:1], t[:1], "fullgrad", "original").isfinite().all()

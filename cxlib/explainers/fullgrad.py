@@ -136,7 +136,7 @@ def _map(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], ze
         if channels is None:
             channels = before if at_output.shape == shape else 1
         shape, before = at_output.shape, channels
-        term = _sum_channels(bias, at_output, channels)
+        term = _of_each_image(_sum_channels(bias, at_output, channels), len(trace.images))
         terms[term.shape[-2:]] = terms.get(term.shape[-2:], 0) + term
     return torch.stack([_spread(term, size) for term in terms.values()]).sum(0)
 
@@ -150,6 +150,15 @@ def _sum_channels(bias: Tensor, gradient: Tensor, channels: int) -> Tensor:
     else:
         term = gradient @ bias
     return term if term.ndim == 3 and gradient.ndim == 4 else term.reshape(len(term), -1).sum(1)[:, None, None]
+
+
+def _of_each_image(term: Tensor, n_images: int) -> Tensor:
+    """Windows (B * n, h, w), which stand image after image along the batch, summed to (B, 1, 1)."""
+    if len(term) == n_images:
+        return term
+    if len(term) % n_images:
+        raise ValueError(f"fullgrad cannot share a bias of {len(term)} outputs among {n_images} images: pass one image")
+    return term.reshape(n_images, -1).sum(1)[:, None, None]
 
 
 def _spread(term: Tensor, size: torch.Size) -> Tensor:
