@@ -224,8 +224,15 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _leaf(images: Tensor) -> Tensor:
-    """The images as the start of a graph; a tensor made in inference mode cannot enter one, its copy can."""
-    return (images.clone() if images.is_inference() else images).detach().requires_grad_()
+    """The images as the start of a graph; a tensor made in inference mode cannot enter one, its copy can.
+
+    One image alone is laid channels last in memory: of one that is not, PyTorch 2.13's gradient through networks such
+    as LeViT and XCiT is wrong on a CPU.
+    """
+    images = images.clone() if images.is_inference() else images.detach()
+    if images.ndim == 4 and len(images) == 1:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images.requires_grad_()
 
 
 @contextmanager

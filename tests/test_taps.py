@@ -392,3 +392,20 @@ class Wasteful(nn.Module):
 
     def forward(self, images):
         return images.flatten(1)[:, :6] + 0 * self.inner(images).detach()
+
+
+def test_gradient_of_one_image_is_that_of_the_batch_whatever_its_layout_in_memory():
+    """PyTorch 2.13 on a CPU fails where one image is not channels last; finite differences say what is right."""
+    import timm
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("levit_128s", num_classes=5).double().eval().requires_grad_(False)
+        for parameter in network.head.parameters():
+            parameter.normal_(0, 0.1)
+        image, direction = torch.rand(2, 1, 3, 224, 224, dtype=torch.float64)
+    cotangent = torch.eye(5, dtype=torch.float64)[:1]
+    gradient = taps.record(network, image).pull_back(cotangent)
+    step = 1e-6 * direction
+    slope = (network(image + step) - network(image - step))[0, 0] / 2e-6
+    assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=1e-3)

@@ -163,9 +163,6 @@ Which explainers work on which network without naming a layer, under every contr
 single images give, no hook is left, `requires_grad` and training mode are restored. Written by `make zoo`
 (`python -m tests.zoo`), on random weights and small images.
 
-*Fails*: on XCiT PyTorch 2.13's own gradient of a single image is wrong on a CPU; that of a batch agrees with finite
-differences.
-
 *Map*: the layer's resolution for images of that size. *Adds up*: FullGrad's map sums to the logit or its contrast,
 within float32 (`cxlib/explainers/fullgrad.py` says when it does). `gradient` and `fullgrad` need no layer.
 
