@@ -326,7 +326,7 @@ def figure_3_4(maps: Mapping[str, Any], path: Path | str) -> None:
                 if row == 0 and column:
                     explainer, contrast = str(maps["explainers"][e]), str(maps["contrasts"][c])
                     colour = COLOURS.get(contrast, "black")
-                    title = f"{LABELS.get(explainer, explainer)}\n{LABELS.get(contrast, contrast)}"
+                    title = f"{LABELS.get(explainer, explainer)}\n{LABELS.get(contrast, contrast.replace('_', ' '))}"
                     axis.set_title(title, fontsize=7.5, color=colour)
     return _save(figure, path)
 

@@ -318,7 +318,7 @@ def _measured(
 
 def _compared(cell: Arrays, e: int, block: int) -> dict[tuple[str, ...], np.ndarray]:
     """Correlations and localisation of one explainer at one block: (B,) each, NaN for images without a region."""
-    area = np.where(cell["area"] > 0, cell["area"], np.nan)
+    known = cell["area"] > 0
     alike = cell["alike"][:, e, block].mean(1)
     measures: dict[tuple[str, ...], np.ndarray] = {}
     for pair, values in zip(cell["pairs"].tolist(), alike.T):
@@ -326,8 +326,8 @@ def _compared(cell: Arrays, e: int, block: int) -> dict[tuple[str, ...], np.ndar
     for v, variant in enumerate(cell["variants"].tolist()):
         at = slice(None), e, block, v
         measures["between", variant, "t1 and t2", "none"] = cell["between"][at]
-        measures["gain", variant, "shown", "none"] = cell["share"][at] - area
-        measures["hit", variant, "shown", "none"] = cell["hit"][at] + 0 * area
+        measures["gain", variant, "shown", "none"] = np.where(known, cell["share"][at] - cell["area"], np.nan)
+        measures["hit", variant, "shown", "none"] = np.where(known, cell["hit"][at], np.nan)
     with_contrast, without = (measures["gain", v, "shown", "none"] for v in ("contrastive", "without_relu"))
     measures["gain_margin", "contrastive", "shown", "none"] = with_contrast - without
     return measures

@@ -101,15 +101,7 @@ def compare(explained: Tensor, regions: Tensor, shown: Tensor) -> Compared:
     return Compared(alike, correlation(flat[:, 0], flat[:, 1]), *inside)
 
 
-def sweep(
-    network: nn.Module,
-    images: Tensor,
-    leading: Tensor,
-    regions: Tensor,
-    shown: Tensor,
-    explainer: str,
-    blocks: Sequence[str],
-) -> Compared:
-    """`compare` at every block: each of its fields with the blocks as second axis, (B, blocks, ...)."""
-    each = [compare(maps(network, images, leading, explainer, block), regions, shown) for block in blocks]
+def compare_each(explained: Sequence[Tensor], regions: Tensor, shown: Tensor) -> Compared:
+    """`compare` for the maps of every block: each of its fields with the blocks as second axis, (B, blocks, ...)."""
+    each = [compare(of_block, regions, shown) for of_block in explained]
     return Compared(*(np.stack(values, 1) for values in zip(*each)))

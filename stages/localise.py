@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from _command import COUNT, POSITIVE, ListOf, SharedStage, for_network, option, workplace
 
-from cxlib import localisation, networks, runs, runtime
+from cxlib import localisation, networks, runs, runtime, selection
 from cxlib.datasets import images, parts
 
 
@@ -33,19 +33,16 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
 
     Eligible are the test images that show a part in which their two most probable classes differ.
     """
-    p = runtime.read_arrays(report)["probabilities"]
-    leading = np.argsort(-p, 1, kind="stable")[:, :2]
-    p_2 = np.take_along_axis(p, leading, 1)[:, 1]
+    leading, p = selection.leading(runtime.read_arrays(report)["probabilities"])
+    p_2 = p[:, 1]
     samples = images.read(data, "test")
     if len(samples) != len(p):
         raise ValueError(f"{report} is of {len(p)} images, but {data} has {len(samples)} test images: fine-tune again")
     known = parts.read(data, options["disc_radius"])
     regions = parts.regions(known, samples, leading.tolist(), image_size, crop)
     area = regions.mean((1, 2))
-    above = p_2 > options["threshold"]
-    sides = (np.flatnonzero((area > 0) & side).tolist() for side in (above, ~above))
     limits = options["max_images"], options["max_images_below"]
-    chosen = [index for side, n in zip(sides, limits) for index in images.choose(side, n, options["seed"])]
+    chosen = selection.both_sides(p_2, options["threshold"], limits, options["seed"], area > 0)
     if not chosen:
         raise ValueError(f"no test image of {data} shows a part in which its two most probable classes differ")
 
@@ -76,7 +73,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
             gaussian_hit=centred.hit[:, 0].numpy(),
             area=area[chosen],
             p_2=p_2[chosen],
-            above=above[chosen],
+            above=p_2[chosen] > options["threshold"],
             evidence_signs=signs.numpy(),
             leading=leading[chosen],
             labels=labels,

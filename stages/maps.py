@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from _command import COUNT, POSITIVE, ListOf, Stage, for_network, option
 
-from cxlib import networks, runtime
+from cxlib import networks, runtime, selection
 from cxlib.datasets import images
 from cxlib.explainers import explain
 
@@ -35,9 +35,8 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     model = networks.load(network).to(device)
     layer = for_network(layer, model.name)
     samples = images.read(data, "test")
-    p = runtime.read_arrays(report)["probabilities"]
-    leading = np.argsort(-p, 1, kind="stable")[:, :n_classes]
-    eligible = np.flatnonzero(np.take_along_axis(p, leading, 1)[:, -1] > threshold).tolist()
+    leading, p = selection.leading(runtime.read_arrays(report)["probabilities"], n_classes)
+    eligible = np.flatnonzero(p[:, -1] > threshold).tolist()
     chosen = images.choose(eligible, options["max_images"], options["seed"])
     pictures, maps = np.empty((0, image_size, image_size, 3)), np.empty((0,))
     if chosen:
@@ -55,7 +54,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
         contrasts=np.array(contrasts),
         names=np.array(samples.classes)[leading[chosen]],
         labels=np.array(samples.classes)[np.array(samples.labels)[chosen]],
-        probabilities=np.take_along_axis(p[chosen], leading[chosen], 1),
+        probabilities=p[chosen],
         n_eligible=np.array(len(eligible)),
     )
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from _command import COUNT, POSITIVE, ListOf, SharedStage, for_network, option, workplace
 
-from cxlib import masking, networks, runs, runtime
+from cxlib import masking, networks, runs, runtime, selection
 from cxlib.datasets import images
 
 
@@ -36,10 +36,9 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
 
     --batch-size images are explained at once, --chunk masked ones evaluated.
     """
-    p_2 = np.sort(runtime.read_arrays(report)["probabilities"], 1)[:, -2]
-    above, below = (np.flatnonzero(side).tolist() for side in (p_2 > options["threshold"], p_2 <= options["threshold"]))
-    chosen = images.choose(above, options["max_images"], options["seed"])
-    chosen += images.choose(below, options["max_images_below"], options["seed"])
+    p_2 = selection.leading(runtime.read_arrays(report)["probabilities"]).probabilities[:, 1]
+    limits = options["max_images"], options["max_images_below"]
+    chosen = selection.both_sides(p_2, options["threshold"], limits, options["seed"])
     samples, prepare = images.read(data, "test"), images.preprocessing(image_size, crop)
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"])
     with runs.joined() as ranks, workplace(ranks, [network, report, *samples.paths]) as folder:

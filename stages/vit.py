@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from _command import COUNT, POSITIVE, ListOf, SharedStage, option, workplace
 
-from cxlib import masking, networks, runs, runtime, variants
+from cxlib import masking, networks, runs, runtime, selection, variants
 from cxlib.datasets import images, parts
 from cxlib.explainers import vit
 
@@ -37,13 +37,10 @@ def main(network, report, data, image_size, crop, baselines, rules, **options):
 
     Masks are those of the two chosen blocks; a folder without known parts has no localisation.
     """
-    p = runtime.read_arrays(report)["probabilities"]
-    leading = np.argsort(-p, 1, kind="stable")[:, :2]
-    p_2 = np.take_along_axis(p, leading, 1)[:, 1]
+    leading, p = selection.leading(runtime.read_arrays(report)["probabilities"])
     samples, prepare = images.read(data, "test"), images.preprocessing(image_size, crop)
-    sides = (np.flatnonzero(side).tolist() for side in (p_2 > options["threshold"], p_2 <= options["threshold"]))
     limits = options["max_images"], options["max_images_below"]
-    chosen = [index for side, n in zip(sides, limits) for index in images.choose(side, n, options["seed"])]
+    chosen = selection.both_sides(p[:, 1], options["threshold"], limits, options["seed"])
     regions = np.zeros((len(samples), image_size, image_size), dtype=bool)
     if parts.are_known(data):
         known = parts.read(data, options["disc_radius"])
@@ -54,17 +51,18 @@ def main(network, report, data, image_size, crop, baselines, rules, **options):
     with runs.joined() as ranks, workplace(ranks, [network, report, *samples.paths]) as folder:
         device = runtime.device(options["device"], options["threads"])
         model = networks.load(network).to(device, memory_format=torch.channels_last)
-        numbers = dict(zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"])))
-        masking_layers = {name: variants.layer(model, name, number) for name, number in numbers.items()}
-        all_layers = {name: variants.layers(model, name) for name in vit.MAPS}
+        layers = {name: variants.layers(model, name) for name in vit.MAPS}
+        begins = zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"]))
+        blocks = {name: layers[name].index(variants.layer(model, name, block)) for name, block in begins}
 
         def compute(batch):
             x, _ = images.load(samples, batch, prepare, device)
             pair, region, second = (torch.from_numpy(v[batch]).to(device) for v in (leading, regions, shown))
-            compared = [variants.sweep(model, x, pair, region, second, *item) for item in all_layers.items()]
-            maps = torch.stack([variants.maps(model, x, pair, *item) for item in masking_layers.items()], 1)
+            maps = {name: [variants.maps(model, x, pair, name, at) for at in layers[name]] for name in layers}
+            compared = [variants.compare_each(of_blocks, region, second) for of_blocks in maps.values()]
+            masking_maps = torch.stack([maps[name][block] for name, block in blocks.items()], 1)
             masked, _ = masking.mask_maps(
-                model, x, maps, pair, variants.SIGNED, baselines, rules, blur, options["chunk"]
+                model, x, masking_maps, pair, variants.SIGNED, baselines, rules, blur, options["chunk"]
             )
             measures = {name: np.stack(v, 1) for name, *v in zip(variants.Compared._fields, *compared)}
             return measures | {"masked": masked.numpy()}
@@ -72,17 +70,14 @@ def main(network, report, data, image_size, crop, baselines, rules, **options):
         results = runs.map_batches(compute, chosen, options["batch_size"], ranks, folder, f"compare {network}")
         if results is None:
             return
-        p_pair = np.take_along_axis(p, leading, 1)[chosen]
         runtime.write_arrays(
             options["out"],
             **{name: np.concatenate([part[name] for part in results]) for name in results[0]},
-            unmasked=p_pair / p_pair.sum(1, keepdims=True),
+            unmasked=p[chosen] / p[chosen].sum(1, keepdims=True),
             area=regions[chosen].mean((1, 2)),
-            p_2=p_2[chosen],
-            above=p_2[chosen] > options["threshold"],
-            correct=p[chosen].argmax(1) == np.array(samples.labels)[chosen],
+            p_2=p[chosen, 1],
             explainers=np.array(list(vit.MAPS)),
-            chosen_blocks=np.array([all_layers[name].index(at) for name, at in masking_layers.items()]),
+            chosen_blocks=np.array(list(blocks.values())),
             variants=np.array(list(variants.VARIANTS)),
             pairs=np.array([" and ".join(pair) for pair in variants.PAIRS]),
             targets=np.array(masking.TARGETS),
@@ -90,7 +85,7 @@ def main(network, report, data, image_size, crop, baselines, rules, **options):
             features=np.array(masking.FEATURES),
             rules=np.array(rules),
             images=np.array(chosen),
-            accuracy=np.array((p.argmax(1) == np.array(samples.labels)).mean()),
+            accuracy=np.array((leading[:, 0] == np.array(samples.labels)).mean()),
         )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from _command import POSITIVE, Stage, option
 
-from cxlib import networks, runtime, variants
+from cxlib import networks, runtime, selection, variants
 from cxlib.datasets import images
 from cxlib.explainers import resized, vit
 
@@ -30,10 +30,8 @@ def main(network, report, data, image_size, crop, max_images, device, threads, o
     device = runtime.device(device, threads)
     model = networks.load(network).to(device)
     samples = images.read(data, "test")
-    p = runtime.read_arrays(report)["probabilities"]
-    leading = np.argsort(-p, 1, kind="stable")[:, :2]
-    p_2 = np.take_along_axis(p, leading, 1)[:, 1]
-    chosen = np.argsort(-p_2, kind="stable")[:max_images].tolist()
+    leading, p = selection.leading(runtime.read_arrays(report)["probabilities"])
+    chosen = np.argsort(-p[:, 1], kind="stable")[:max_images].tolist()
     x, _ = images.load(samples, chosen, images.preprocessing(image_size, crop), device)
     targets, stacked = torch.from_numpy(leading[chosen]), []
     for name, block in zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"])):
@@ -47,7 +45,7 @@ def main(network, report, data, image_size, crop, max_images, device, threads, o
         contrasts=np.array(list(variants.VARIANTS)),
         names=np.array(samples.classes)[leading[chosen]],
         labels=np.array(samples.classes)[np.array(samples.labels)[chosen]],
-        probabilities=np.take_along_axis(p[chosen], leading[chosen], 1),
+        probabilities=p[chosen],
     )
 
 

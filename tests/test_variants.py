@@ -103,9 +103,10 @@ def test_a_constant_map_is_like_no_other(regions):
 
 
 @pytest.mark.parametrize("explainer", EXPLAINERS)
-def test_sweep_measures_every_block(network, images, regions, explainer):
+def test_every_block_is_measured(network, images, regions, explainer):
     layers = variants.layers(network, explainer)
-    swept = variants.sweep(network, images, LEADING, regions, SHOWN, explainer, layers)
+    maps = [variants.maps(network, images, LEADING, explainer, layer) for layer in layers]
+    swept = variants.compare_each(maps, regions, SHOWN)
     assert swept.alike.shape == (3, len(layers), 2, 3)
     for place, layer in enumerate(layers):
         one = variants.compare(variants.maps(network, images, LEADING, explainer, layer), regions, SHOWN)

@@ -1,0 +1,38 @@
+"""Which test images an experiment explains: their most probable classes, and the two sides of a threshold of p_2."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cxlib.datasets.images import choose
+
+
+class Leading(NamedTuple):
+    """The most probable classes of every image, in order: indices (N, n) and probabilities (N, n)."""
+
+    classes: np.ndarray
+    probabilities: np.ndarray
+
+
+def leading(probabilities: np.ndarray, n_classes: int = 2) -> Leading:
+    """The `n_classes` most probable of probabilities (N, K); of equal ones the first."""
+    classes = np.argsort(-probabilities, 1, kind="stable")[:, :n_classes]
+    return Leading(classes, np.take_along_axis(probabilities, classes, 1))
+
+
+def both_sides(
+    p_2: np.ndarray, threshold: float, limits: Sequence[int], seed: int, eligible: np.ndarray | bool = True
+) -> list[int]:
+    """Images above the threshold of p_2, then images not above it, each drawn with the seed.
+
+    Args:
+        p_2: (N,), probability of the second class.
+        threshold: of p_2.
+        limits: how many images above and below at most; 0 takes all.
+        seed: of the draw.
+        eligible: (N,) bool, which images may be drawn; all by default.
+    """
+    above = p_2 > threshold
+    sides = (np.flatnonzero(eligible & side).tolist() for side in (above, ~above))
+    return [index for side, limit in zip(sides, limits) for index in choose(side, limit, seed)]

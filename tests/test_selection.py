@@ -1,0 +1,31 @@
+"""Which images are explained: the order of classes, and the draw on both sides of a threshold."""
+
+import numpy as np
+
+from cxlib import selection
+from cxlib.datasets.images import choose
+
+P = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.34, 0.33, 0.33], [0.02, 0.97, 0.01], [0.6, 0.4, 0.0]])
+
+
+def test_leading_classes_are_in_order_and_of_equal_ones_the_first():
+    classes, probabilities = selection.leading(P)
+    assert classes.tolist() == [[0, 1], [2, 0], [0, 1], [1, 0], [0, 1]]
+    assert probabilities.tolist() == [[0.5, 0.3], [0.8, 0.1], [0.34, 0.33], [0.97, 0.02], [0.6, 0.4]]
+    assert selection.leading(P, 3).classes[3].tolist() == [1, 0, 2]
+
+
+def test_the_threshold_itself_is_below_it_and_those_above_come_first():
+    p_2 = np.array([0.3, 0.1, 0.33, 0.02, 0.4])
+    assert selection.both_sides(p_2, 0.1, (0, 0), 0) == [0, 2, 4, 1, 3]
+    eligible = np.array([True, False, False, True, True])
+    assert selection.both_sides(p_2, 0.1, (0, 0), 0, eligible) == [0, 4, 3]
+
+
+def test_each_side_is_drawn_with_the_seed():
+    p_2 = np.linspace(0, 0.5, 50)
+    chosen = selection.both_sides(p_2, 0.1, (5, 3), 7)
+    assert chosen == choose(np.flatnonzero(p_2 > 0.1).tolist(), 5, 7) + choose(
+        np.flatnonzero(p_2 <= 0.1).tolist(), 3, 7
+    )
+    assert len(chosen) == 8
