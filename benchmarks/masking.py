@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from cxlib import networks
-from cxlib.masking import FEATURES, PAIR, Blur, blur_and_mask
+from cxlib.metrics.masking import FEATURES, PAIR, Blur, blur_and_mask
 
 BASELINES, RULES, BLUR, FLOOR = ("gaussian_blur", "zeros", "channel_mean"), ("published", "equal_kept"), Blur(), 3.0
 

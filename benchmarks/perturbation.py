@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cxlib import networks
-from cxlib.folding import folded
-from cxlib.perturbation import perturbation_grid, sign_agreement
+from cxlib.networks.folding import folded
+from cxlib.review.perturbation import perturbation_grid, sign_agreement
 
 CONTRASTS, EPSILONS, N_ITERATIONS = ("original", "mean", "max", "weighted"), (1e-3, 3e-3), (1, 2, 10)
 Settings = tuple[Sequence[str], Sequence[float], Sequence[int]]

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from cxlib import figures, networks, runtime, taps
+from cxlib import networks, overlay, runtime, taps
 from cxlib.contrasts import CONTRASTS, groups
 from cxlib.datasets.imagenet import SUFFIXES
 from cxlib.datasets.images import Transform, decode, preprocessing
@@ -377,7 +377,7 @@ def write(
         "labels": np.array([""]),
     }
     with runtime.atomic(f"{stem}.png") as partial:
-        figures.figure_3_4(grid | axes, partial)
+        overlay.over_images(grid | axes, partial)
 
 
 def told(values: Tensor) -> dict[str, float]:

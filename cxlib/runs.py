@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cxlib import runtime
+
+T = TypeVar("T")
 
 #: What is computed for one batch: named arrays.
 Part = Mapping[str, np.ndarray]
@@ -79,10 +81,15 @@ class Ranks:
             distributed.barrier()
 
 
+def is_rank() -> bool:
+    """Whether torchrun's launcher started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the processes that torchrun started with this one, if it did; leave them at the end."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not is_rank():
         yield Ranks()
         return
     import torch
@@ -99,12 +106,13 @@ def joined() -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def fingerprint(options: Mapping[str, Any], inputs: Iterable[str | Path]) -> str:
-    """What a run's results depend on, as 16 hex digits: options, input files, this package's code, torch.
+def fingerprint(options: Mapping[str, Any], inputs: Iterable[str | Path], script: str | Path = os.devnull) -> str:
+    """What a run's results depend on, as 16 hex digits: options, input files, the code, torch.
 
     Args:
         options: of the run, JSON's types only.
         inputs: files, identified by path, size and time of change.
+        script: the file that runs, by its content, as all modules of this package that it has loaded.
 
     Raises:
         OSError: an input does not exist.
@@ -116,7 +124,7 @@ def fingerprint(options: Mapping[str, Any], inputs: Iterable[str | Path]) -> str
     loaded = sorted(name for name in sys.modules if name.split(".")[0] == __package__)
     code = [Path(file).read_bytes() for name in loaded if (file := getattr(sys.modules[name], "__file__", None))]
     stated = json.dumps([options, listing, torch.__version__], sort_keys=True).encode()
-    return hashlib.sha256(b"\0".join([stated, *code])).hexdigest()[:16]
+    return hashlib.sha256(b"\0".join([stated, Path(script).read_bytes(), *code])).hexdigest()[:16]
 
 
 @contextmanager
@@ -156,35 +164,82 @@ def workplace(folder: str | Path, ranks: Ranks) -> Iterator[Path]:
                 os.removedirs(folder)
 
 
+def prefetched(load: Callable[[Any], T], items: Sequence[Any], workers: int) -> Iterator[T]:
+    """`load(item)` of each item, in order, by processes that work ahead of the caller; without workers on the way.
+
+    Raises:
+        ValueError: as `load`, wherever it ran.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    loader: Any = DataLoader(
+        _Items(load, items),  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=min(workers, len(items)),
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # of the workers' seeds, which nothing uses
+    )
+    try:
+        yield from loader
+    except ValueError as error:  # without the worker's traceback
+        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+
+
+@dataclass(frozen=True)
+class _Items:
+    """What torch's loader asks of a data set."""
+
+    load: Callable[[Any], Any]
+    items: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.load(self.items[place])
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
+
+
 def map_batches(
-    compute: Callable[[Sequence[int]], Part],
+    load: Callable[[Sequence[int]], Any],
+    compute: Callable[[Sequence[int], Any], Part],
     indices: Sequence[int],
     batch_size: int,
     ranks: Ranks,
     folder: Path,
     what: str,
+    workers: int = 0,
 ) -> list[Part] | None:
-    """`compute` for every batch of the indices, each batch once, whatever the number of ranks and of restarts.
+    """`compute(batch, load(batch))` for every batch of the indices, once, whatever the number of ranks and restarts.
 
     Args:
-        compute: from a batch of the indices to named arrays.
+        load: reads a batch of the indices, in a process of its own where there are workers.
+        compute: from a batch of the indices and what was loaded to named arrays.
         indices: of the samples.
         batch_size: indices in a batch; the last may have fewer.
         ranks: the processes that share the batches.
         folder: the run's `workplace`, where each finished batch is kept.
         what: name of the progress bar, which rank 0 shows.
+        workers: processes that load ahead; neither results nor their order depend on them.
 
     Returns:
         all results in the batches' order on rank 0, None on the others.
     """
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     mine = range(ranks.rank, len(batches), ranks.size)
+    paths = {number: folder / f"{number:06}.npz" for number in mine}
+    todo = [number for number, path in paths.items() if not path.exists()]
+    loaded = prefetched(load, [batches[number] for number in todo], workers)
     parts = {}
     with runtime.progress((), what, "image", sum(len(batches[number]) for number in mine), ranks.rank == 0) as bar:
-        for number in mine:
-            path = folder / f"{number:06}.npz"
-            if not path.exists():
-                runtime.write_arrays(path, **compute(batches[number]))
+        for number, path in paths.items():
+            if number in todo:
+                runtime.write_arrays(path, **compute(batches[number], next(loaded)))
             parts[number] = dict(runtime.read_arrays(path))
             bar.update(len(batches[number]))
     gathered = ranks.gather(parts)

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,31 +27,93 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
         raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(known)}")
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What computes. Nothing of it belongs to an experiment, for it changes no result beyond rounding.
+
+    Attributes:
+        device: auto, cpu, or cuda; `auto` takes a GPU when there is one.
+        threads: of a process on a CPU; 0: its share of the cores.
+        processes: how many share the batches of a stage on this machine.
+        workers: processes that decode images ahead of each of them; -1: one on a CPU, four beside a GPU.
+        batch_size: images evaluated at once; 0: 16 on a CPU, 64 on a GPU.
+        nodes: machines that share the batches, each with `processes` of them.
+        rendezvous: HOST:PORT of one of the nodes, where they meet.
+        spawn: a command that runs what is behind it once on every node, such as `srun`.
+    """
+
+    device: str = "auto"
+    threads: int = 0
+    processes: int = 1
+    workers: int = -1
+    batch_size: int = 0
+    nodes: int = 1
+    rendezvous: str = ""
+    spawn: str = ""
+
+
+def machine(environment: Mapping[str, str]) -> Machine:
+    """The machine that `CXLIB_DEVICE`, `CXLIB_THREADS`, … describe, with what they leave open found out.
+
+    Raises:
+        ValueError: a number is none or too small, or there is no such device.
+    """
+    import torch
+
+    given: dict[str, Any] = {}
+    for field in fields(Machine):
+        name, default = f"CXLIB_{field.name.upper()}", field.default
+        value = environment.get(name, default)
+        if isinstance(default, int) and isinstance(value, str):
+            if not value.lstrip("-").isdecimal() or int(value) < default:
+                raise ValueError(f"{name} must be a whole number of at least {default}, got {value!r}")
+            value = int(value)
+        given[field.name] = value
+    asked = Machine(**given)
+    if asked.nodes > 1 and not asked.rendezvous:
+        raise ValueError("CXLIB_NODES needs CXLIB_RENDEZVOUS, the HOST:PORT of one of them")
+    name = asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=torch.device(name))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]})") from error
+    on_cpu = torch.device(name).type == "cpu"
+    return replace(
+        asked,
+        device=name,
+        threads=asked.threads or max(1, len(os.sched_getaffinity(0)) // asked.processes),
+        workers=asked.workers if asked.workers >= 0 else 1 if on_cpu else 4,
+        batch_size=asked.batch_size or (16 if on_cpu else 64),
+    )
+
+
 def device(name: str = "auto", threads: int | None = None) -> Any:
     """The torch device of this name, `auto` taking a GPU when there is one.
 
     For a process of its own: on a GPU convolutions become deterministic, and TF32 is switched off. On a CPU sums
-    depend on the number of threads in their last bits, so a run states it: `threads` of them, None for PyTorch's own.
+    depend on the number of `threads` in their last bits; None leaves PyTorch's own.
 
     Raises:
         ValueError: there is no such device.
     """
     import torch
 
+    chosen = torch.device(machine({"CXLIB_DEVICE": name}).device)
     if threads is not None:
         torch.set_num_threads(threads)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(name)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]})") from error
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     return chosen
+
+
+def computed_by(device: Any) -> str:
+    """What computes on a torch device, in words: the processor's kind and torch's version."""
+    import torch
+
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"{device.type} {kind}, torch {torch.__version__}"
 
 
 @contextmanager
@@ -151,6 +214,11 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(_rounded(content), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
+def write_metrics(path: str | Path, content: dict[str, Any]) -> None:
+    """JSON of headlines: as `write_json`, and nothing smaller than 1e-5."""
+    write_json(path, _rounded(content, 5))
+
+
 def write_csv(path: str | Path, table: Any) -> None:
     """A pandas table as CSV: no index, six significant digits, newline line ends."""
     with atomic(path) as temporary:
@@ -205,11 +273,11 @@ def read_cells(folder: str | Path, names: Iterable[str]) -> dict[str, Mapping[st
     return cells
 
 
-def _rounded(content: Any) -> Any:
+def _rounded(content: Any, decimals: int | None = None) -> Any:
     if isinstance(content, dict):
-        return {key: _rounded(value) for key, value in content.items()}
+        return {key: _rounded(value, decimals) for key, value in content.items()}
     if isinstance(content, float | np.floating):
-        return float(f"{content:.6g}")
+        return float(f"{content:.6g}") if decimals is None else round(float(content), decimals)
     if isinstance(content, np.integer | np.bool_):
         return content.item()
     return content

@@ -1,27 +1,45 @@
-"""What all stage scripts share: one clear line for bad input, and lists on the command line."""
+"""What all stage scripts share: options, one line for bad input, the machine, and processes that share the work."""
 
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
-from cxlib import runs
+from cxlib import runs, runtime
+
+#: Where the machine's settings may stand, beside `CXLIB_DEVICE`, `CXLIB_PROCESSES`, …, which come before it.
+MACHINE = Path("machine.yaml")
+#: How often the launcher starts the processes of a stage again when one of them dies.
+RESTARTS = 3
+#: Names the file in which a process leaves the one line that says why no further try will do.
+REASON = "CXLIB_REASON"
+#: Kinds of whole numbers: at least one, and at least none.
+POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 
 
 class Stage(click.Command):
-    """A click command whose bad input ends in one line and exit code 1."""
+    """A click command whose bad input ends in one line and exit code 1; options may be spelled as in params.yaml."""
 
-    shared = False
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.context_settings["token_normalize_func"] = lambda token: token.replace("_", "-")
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the stage; every option's value is known to be well-formed."""
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not self.shared:
+        if runs.is_rank():
             # Every rank would do all the work and write the same files.
-            raise click.ClickException(f"{ctx.info_name} is one process, WORLD_SIZE says there are more: use python")
+            raise click.ClickException(f"{ctx.info_name} is one process, torchrun started several: use python")
         try:
             return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
@@ -29,89 +47,132 @@ class Stage(click.Command):
 
 
 class SharedStage(Stage):
-    """A stage whose work torchrun's processes share."""
+    """A stage whose batches several processes, on one machine or more, may share."""
 
-    shared = True
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the stage in this process, or in those that the machine's settings ask for."""
+        try:
+            machine = settings()
+            if not runs.is_rank() and max(machine.processes, machine.nodes) > 1:
+                return launch(machine)
+            return click.Command.invoke(self, ctx)
+        except (ValueError, OSError, FloatingPointError) as error:
+            if runs.is_rank() and REASON in os.environ:
+                Path(os.environ[REASON]).write_text(str(error))
+                os.kill(os.getppid(), signal.SIGTERM)
+                sys.exit(1)
+            raise click.ClickException(str(error)) from error
 
 
-def workplace(ranks: runs.Ranks, inputs: Iterable[str | Path]) -> AbstractContextManager[Path]:
-    """The folder of the current command's unfinished work, `.resume/<stage>/<fingerprint>`; see `runs.workplace`."""
-    context = click.get_current_context()
-    stage = Path(context.command.callback.__code__.co_filename).stem
-    return runs.workplace(Path(".resume", stage, runs.fingerprint(context.params, inputs)), ranks)
-
-
-def for_network(values: str, network: str) -> str:
-    """What `value,network=value,…` says for a network: its own value, or else the one without a name.
+def settings() -> runtime.Machine:
+    """The machine, by `machine.yaml` in the current folder and the environment.
 
     Raises:
-        ValueError: it says nothing for this network, or more than one thing.
+        ValueError: a setting that there is not, or a value out of place.
     """
-    pairs = [part.rpartition("=") for part in values.split(",")]
-    for wanted in (network, ""):
-        found = [value for name, _, value in pairs if name == wanted]
-        if len(found) == 1:
-            return found[0]
-    raise ValueError(f"{values!r} is not one value for {network}: write VALUE or VALUE,NETWORK=VALUE,...")
+    try:
+        given = yaml.safe_load(MACHINE.read_text()) if MACHINE.is_file() else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{MACHINE} is no YAML: {' '.join(str(error).split())}") from error
+    for name, value in (given or {}).items():
+        runtime.check_name(f"setting in {MACHINE}", name, [field.name for field in fields(runtime.Machine)])
+        os.environ.setdefault(f"CXLIB_{name.upper()}", str(value))
+    return runtime.machine(os.environ)
 
 
-class ForNetwork(click.ParamType):
-    """A value for all networks, or `value,network=value,…` with values of their own for some; see `for_network`.
+def launch(machine: runtime.Machine) -> None:
+    """Run this very command on several processes, by torchrun's own launcher, which starts them again if one dies.
 
-    The network is the option --network, which must be eager.
+    Raises:
+        ValueError: what a process found wrong.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    name = "value"
-
-    def __init__(self, kind: Any = str):
-        self.kind = click.types.convert_type(kind)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """This network's value, of the wanted kind; anything else fails with the option's name."""
-        assert ctx is not None
+    if machine.nodes > 1 and machine.spawn:
+        command = [*shlex.split(machine.spawn), sys.executable, *sys.argv]
+        sys.exit(subprocess.run(command, env=os.environ | {"CXLIB_SPAWN": ""}).returncode)
+    alone = machine.nodes == 1
+    config = LaunchConfig(
+        min_nodes=machine.nodes,
+        max_nodes=machine.nodes,
+        nproc_per_node=machine.processes,
+        run_id="cxlib",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0" if alone else machine.rendezvous,
+        local_addr="127.0.0.1" if alone else None,
+        max_restarts=RESTARTS,
+        monitor_interval=0.2,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[REASON] = str(Path(folder, "reason"))
         try:
-            own = for_network(value, ctx.params["network"])
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return self.kind.convert(own, param, ctx)
+            elastic_launch(config, sys.executable)(*sys.argv)
+        except (ChildFailedError, SignalException) as error:
+            if Path(os.environ[REASON]).is_file():
+                raise ValueError(Path(os.environ[REASON]).read_text()) from error
+            if isinstance(error, SignalException):
+                sys.exit(128 + error.sigval)
+            raise ValueError(f"a process failed {RESTARTS + 1} times, see above; what was done is kept") from error
 
 
-class ListOf(click.ParamType):
-    """A list: `a,b,c`, or `params.yaml:perturb.epsilons`, the list at a key of a YAML file.
+@dataclass(frozen=True)
+class Run:
+    """One process of a stage at work.
 
-    The second form is for dvc.yaml, where DVC cannot interpolate a list into a command.
+    Attributes:
+        ranks: its place among those that share the batches.
+        folder: of unfinished work, see `runs.workplace`.
+        machine: what it computes with.
+        device: the torch device.
+        computed_by: what computes, in words, to be written beside the results.
     """
 
-    name = "list"
+    ranks: runs.Ranks
+    folder: Path
+    machine: runtime.Machine
+    device: Any
+    computed_by: str
 
-    def __init__(self, element: type):
-        self.element = element
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
-        """The list, each element of the wanted type; anything else fails with the option's name."""
-        if isinstance(value, list):
-            return value
-        file, colon, key = value.partition(":")
-        items = value.split(",")
-        if colon:
-            try:
-                items = yaml.safe_load(Path(file).read_text())
-                for part in key.split("."):
-                    items = items[part]
-            except (OSError, KeyError, TypeError, yaml.YAMLError):
-                self.fail(f"there is no {key} in {file}", param, ctx)
-        try:
-            if not isinstance(items, list):
-                raise TypeError
-            return [self.element(item) for item in items]
-        except (TypeError, ValueError):
-            self.fail(f"{value}: {items!r} is not a list of {self.element.__name__}", param, ctx)
+    def map(
+        self, load: Callable[..., Any], compute: Callable[..., runs.Part], indices: Sequence[int], what: str
+    ) -> list[runs.Part] | None:
+        """`runs.map_batches` with this run's batches, ranks, folder and workers."""
+        machine = self.machine
+        return runs.map_batches(
+            load, compute, indices, machine.batch_size, self.ranks, self.folder, what, machine.workers
+        )
 
 
-#: Kinds of whole numbers: at least one, and at least none.
-POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
+@contextmanager
+def running(inputs: Iterable[str | Path]) -> Iterator[Run]:
+    """The current command at work, its unfinished work in `.resume/<stage>/<fingerprint>`.
+
+    Args:
+        inputs: the files that its results depend on, beside its options, the code and the device.
+    """
+    context, machine = click.get_current_context(), settings()
+    script = Path(context.command.callback.__code__.co_filename)
+    device = runtime.device(machine.device, machine.threads)
+    options = context.params | {"device": device.type, "batch": machine.batch_size}
+    with runs.joined() as ranks:
+        folder = Path(".resume", script.stem, runs.fingerprint(options, inputs, script))
+        with runs.workplace(folder, ranks) as place:
+            yield Run(ranks, place, machine, device, runtime.computed_by(device))
 
 
-def option(name: str, kind: Any = str, is_eager: bool = False) -> Any:
+def option(name: str, kind: Any = str, **more: Any) -> Any:
     """A required option: stages have no defaults of their own, params.yaml has them."""
-    return click.option(name, type=kind, required=True, is_eager=is_eager)
+    return click.option(name, type=kind, required=True, **more)
+
+
+#: A required option that is given once for each member of a list; and one that is on or `--no-…`.
+several, flag = partial(option, multiple=True), partial(option, kind=None, default=None)
+
+
+def images(command: Any) -> Any:
+    """The options that say which images a network sees, and how they are prepared: one `images` of params.yaml."""
+    for add in (flag("--crop/--no-crop"), option("--image-size", POSITIVE), option("--data")):
+        command = add(command)
+    return command

@@ -2,20 +2,21 @@
 
 import click
 import numpy as np
-from _command import COUNT, ListOf, Stage, option
+from _command import COUNT, Stage, option, several
 
-from cxlib import runtime, tables
+from cxlib import runtime
+from cxlib.review.report import tables
 
 
 @click.command(cls=Stage)
-@option("--networks", ListOf(str))
-@option("--folder")
-@option("--p-2-edges", ListOf(float))
+@several("--networks")
+@several("--p-2-edges", float)
 @option("--seed", COUNT)
+@option("--folder")
 @option("--table")
 @option("--p-2-table")
 @option("--metrics")
-def main(networks, folder, p_2_edges, seed, table, p_2_table, metrics):
+def main(networks, p_2_edges, seed, folder, table, p_2_table, metrics):
     """Read --folder/NETWORK.npz of every network asked for; a missing one is an error, any other is removed."""
     cells = runtime.read_cells(folder, networks)
     localised = tables.localisation(cells, np.random.default_rng(seed))
@@ -23,23 +24,13 @@ def main(networks, folder, p_2_edges, seed, table, p_2_table, metrics):
     runtime.write_csv(table, localised)
     runtime.write_csv(p_2_table, by_p_2)
 
-    # Headlines: means over targets and networks; each explainer's gain, and the mean over explainers of the rest.
-    means = localised[localised["target"] == "mean"]
-    headlines = {}
-    for contrast, group in means.groupby("contrast"):
-        value = group.groupby(["explainer", "mass", "quantity"])["value"].mean()
-        headlines[contrast] = {f"gain_{name}": gain for name, gain in value[:, "evidence", "gain"].items()}
-        headlines[contrast] |= {"hit": value["mean", "evidence", "hit"]}
-        headlines[contrast] |= {"gain_exchanged": value["mean", "exchanged", "gain"]}
-    for quantity, group in localised[localised["explainer"] == "gaussian"].groupby("quantity"):
-        if quantity != "share":
-            headlines[f"gaussian_{quantity}"] = group["value"].mean()
-    if not localised.empty:
-        headlines["area"] = localised["area"].mean()
-    headlines["discriminative"] = all(bool(cell["discriminative"]) for cell in cells.values())
-    for name, above in (("n_images", True), ("n_images_below", False)):
-        headlines[name] = max(int((cell["above"] == above).sum()) for cell in cells.values())
-    runtime.write_json(metrics, headlines)
+    # Headlines: what the maps have in the telling parts above their share of the area, means over targets and networks.
+    gains = localised[localised["quantity"] == "gain"]
+    means = gains[(gains["target"] == "mean") & (gains["explainer"] == "mean") & (gains["mass"] == "evidence")]
+    headlines = means.groupby("contrast")["value"].mean().to_dict()
+    control = gains[gains["explainer"] == "gaussian"]
+    headlines |= {"gaussian": control["value"].mean()} if len(control) else {}
+    runtime.write_metrics(metrics, {"gain": headlines, "n_images": max(localised["n_images"], default=0)})
 
 
 if __name__ == "__main__":

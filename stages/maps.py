@@ -3,51 +3,48 @@
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, ListOf, Stage, for_network, option
+from _command import COUNT, POSITIVE, Stage, images, option, settings, several
 
-from cxlib import networks, runtime, selection
-from cxlib.datasets import images
+from cxlib import networks, runtime
+from cxlib.datasets.images import choose, load, preprocessing, read
 from cxlib.explainers import explain
+from cxlib.review import selection
 
 
 @click.command(cls=Stage)
 @option("--network")
 @option("--report")
-@option("--data")
-@option("--image-size", POSITIVE)
-@option("--crop", bool)
+@images
 @option("--layer")
-@option("--explainers", ListOf(str))
-@option("--contrasts", ListOf(str))
+@several("--explainers")
+@several("--contrasts")
 @option("--n-classes", POSITIVE)
 @option("--threshold", float)
 @option("--max-images", COUNT)
-@option("--device")
-@option("--threads", POSITIVE)
 @option("--seed", COUNT)
 @option("--out")
-def main(network, report, data, image_size, crop, layer, explainers, contrasts, n_classes, threshold, **options):
+def main(network, report, data, image_size, crop, layer, explainers, contrasts, n_classes, out, **options):
     """Write images, maps, names and probabilities of their --n-classes most probable classes to --out.
 
     Eligible are the test images on which the last of these classes is more probable than --threshold.
     """
-    device = runtime.device(options["device"], options["threads"])
+    machine = settings()
+    device = runtime.device(machine.device, machine.threads)
     model = networks.load(network).to(device)
-    layer = for_network(layer, model.name)
-    samples = images.read(data, "test")
+    tapped = None if layer == "auto" else layer
+    samples = read(data, "test")
     leading, p = selection.leading(runtime.read_arrays(report)["probabilities"], n_classes)
-    eligible = np.flatnonzero(p[:, -1] > threshold).tolist()
-    chosen = images.choose(eligible, options["max_images"], options["seed"])
+    eligible = np.flatnonzero(p[:, -1] > options["threshold"]).tolist()
+    chosen = choose(eligible, options["max_images"], options["seed"])
     pictures, maps = np.empty((0, image_size, image_size, 3)), np.empty((0,))
     if chosen:
-        x, _ = images.load(samples, chosen, images.preprocessing(image_size, crop))
-        targets, tapped = torch.from_numpy(leading[chosen]), None if layer == "auto" else layer
-        x = x.to(device)
-        stacked = [explain(model, x, targets, name, contrasts, tapped).cpu() for name in explainers]
+        x, _ = load(samples, chosen, preprocessing(image_size, crop), device)
+        targets = torch.from_numpy(leading[chosen])
+        stacked = [explain(model, x, targets, name, list(contrasts), tapped).cpu() for name in explainers]
         maps = torch.stack(stacked).movedim(2, 0).numpy()  # (images, explainers, contrasts, classes, H, W)
         pictures = x.permute(0, 2, 3, 1).cpu().numpy()
     runtime.write_arrays(
-        options["out"],
+        out,
         images=pictures,
         maps=maps,
         explainers=np.array(explainers),
@@ -56,6 +53,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
         labels=np.array(samples.classes)[np.array(samples.labels)[chosen]],
         probabilities=p[chosen],
         n_eligible=np.array(len(eligible)),
+        computed_by=np.array(runtime.computed_by(device)),
     )
 
 

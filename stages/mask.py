@@ -1,61 +1,53 @@
 """Equal-area blur and mask of one network, on images above and below the threshold of p_2 (Table 1)."""
 
+from functools import partial
+
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, ListOf, SharedStage, for_network, option, workplace
+from _command import COUNT, POSITIVE, SharedStage, images, option, running, several
 
-from cxlib import masking, networks, runs, runtime, selection
-from cxlib.datasets import images
+from cxlib import networks, runtime
+from cxlib.datasets.images import load, preprocessing, read
+from cxlib.metrics import masking
+from cxlib.review import selection
 
 
 @click.command(cls=SharedStage)
 @option("--network")
 @option("--report")
-@option("--data")
-@option("--image-size", POSITIVE)
-@option("--crop", bool)
+@images
 @option("--layer")
-@option("--explainers", ListOf(str))
-@option("--contrasts", ListOf(str))
-@option("--baselines", ListOf(str))
-@option("--rules", ListOf(str))
+@several("--explainers")
+@several("--contrasts")
+@several("--baselines")
+@several("--rules")
 @option("--blur-kernel", POSITIVE)
 @option("--blur-sigma", float)
 @option("--threshold", float)
 @option("--max-images", COUNT)
 @option("--max-images-below", COUNT)
-@option("--batch-size", POSITIVE)
-@option("--chunk", POSITIVE)
-@option("--device")
-@option("--threads", POSITIVE)
 @option("--seed", COUNT)
 @option("--out")
-def main(network, report, data, image_size, crop, layer, explainers, contrasts, baselines, rules, **options):
-    """Write the relative probabilities of some images on each side of the threshold (0: all) to --out.
-
-    --batch-size images are explained at once, --chunk masked ones evaluated.
-    """
+def main(network, report, data, image_size, crop, layer, explainers, contrasts, baselines, rules, out, **options):
+    """Write the relative probabilities of some images on each side of the threshold (0: all) to --out."""
     p_2 = selection.leading(runtime.read_arrays(report)["probabilities"]).probabilities[:, 1]
     limits = options["max_images"], options["max_images_below"]
     chosen = selection.both_sides(p_2, options["threshold"], limits, options["seed"])
-    samples, prepare = images.read(data, "test"), images.preprocessing(image_size, crop)
+    samples = read(data, "test")
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"])
-    with runs.joined() as ranks, workplace(ranks, [network, report, *samples.paths]) as folder:
-        device = runtime.device(options["device"], options["threads"])
-        model = networks.load(network).to(device, memory_format=torch.channels_last)
-        layer = for_network(layer, model.name)
+    with running([network, report, *samples.paths]) as run:
+        model = networks.load(network).to(run.device, memory_format=torch.channels_last)
         tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
 
-        def compute(batch):
-            x, _ = images.load(samples, batch, prepare, device)
-            masked = masking.blur_and_mask(
-                model, x, tapped, explainers, contrasts, baselines, rules, blur, options["chunk"]
-            )
+        def compute(_batch, loaded):
+            x, chunk = loaded[0].to(run.device), run.machine.batch_size
+            masked = masking.blur_and_mask(model, x, tapped, explainers, contrasts, baselines, rules, blur, chunk)
             constant = np.array(masked.constant_gradient)
             return {"unmasked": masked.unmasked.numpy(), "masked": masked.masked.numpy(), "constant": constant}
 
-        parts = runs.map_batches(compute, chosen, options["batch_size"], ranks, folder, f"mask {network}")
+        decode = partial(load, samples, transform=preprocessing(image_size, crop))
+        parts = run.map(decode, compute, chosen, f"mask {network}")
         if parts is None:
             return
         if all(part["constant"] for part in parts):
@@ -66,7 +58,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
                 err=True,
             )
         runtime.write_arrays(
-            options["out"],
+            out,
             unmasked=np.concatenate([part["unmasked"] for part in parts]),
             masked=np.concatenate([part["masked"] for part in parts]),
             above=p_2[chosen] > options["threshold"],
@@ -78,6 +70,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
             contrasts=np.array(contrasts),
             rules=np.array(rules),
             images=np.array(chosen),
+            computed_by=np.array(run.computed_by),
         )
 
 

@@ -2,13 +2,14 @@
 
 import click
 import pandas as pd
-from _command import ListOf, Stage, option
+from _command import Stage, option, several
 
-from cxlib import runtime, tables
+from cxlib import runtime
+from cxlib.review.report import tables
 
 
 @click.command(cls=Stage)
-@option("--networks", ListOf(str))
+@several("--networks")
 @option("--folder")
 @option("--published")
 @option("--table")
@@ -18,22 +19,18 @@ from cxlib import runtime, tables
 def main(networks, folder, published, table, zeros, beside, metrics):
     """Read --folder/NETWORK.npz of every network asked for; a missing one is an error, any other is removed."""
     cells = runtime.read_cells(folder, networks)
-    changes, zero_gradients = tables.perturbation(cells), tables.zero_gradients(cells)
+    changes = tables.perturbation(cells)
     with_published = tables.perturbation_vs_published(changes, pd.read_csv(published))
     runtime.write_csv(table, changes)
-    runtime.write_csv(zeros, zero_gradients)
+    runtime.write_csv(zeros, tables.zero_gradients(cells))
     runtime.write_csv(beside, with_published)
 
-    # Headlines: the mean over epsilons, iterations and networks for each contrast.
-    headlines = {
-        contrast: {**group.groupby("quantity")["change"].mean().to_dict()}
-        for contrast, group in changes.groupby("contrast")
-    }
-    for contrast, group in zero_gradients.groupby("contrast"):
-        headlines[contrast]["zero_gradients_per_million"] = 1e6 * group["zero_share"].mean()
-        headlines[contrast]["sign_agreement"] = group["sign_agreement"].mean()
-    headlines["n_images"] = changes["n_images"].min()
-    runtime.write_json(metrics, headlines | {"published": tables.closeness(with_published)})
+    # Headlines: the mean over epsilons, iterations and networks.
+    shown = changes[changes["contrast"].isin(["original", "weighted", "probability"])]
+    means = shown.groupby(["quantity", "contrast"])["change"].mean()
+    headlines = {quantity: means[quantity].to_dict() for quantity in means.index.levels[0]}
+    close = {quantity: numbers["correlation"] for quantity, numbers in tables.closeness(with_published).items()}
+    runtime.write_metrics(metrics, headlines | ({"correlation_with_published": close} if close else {}))
 
 
 if __name__ == "__main__":

@@ -1,44 +1,42 @@
 """Figure 5 in numbers: standard, without ReLU and contrastive maps of one Vision Transformer, at every block."""
 
+from functools import partial
+
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, ListOf, SharedStage, option, workplace
+from _command import COUNT, POSITIVE, SharedStage, images, option, running, several
 
-from cxlib import masking, networks, runs, runtime, selection, variants
-from cxlib.datasets import images, parts
+from cxlib import networks, runtime
+from cxlib.datasets.images import load, preprocessing, read
 from cxlib.explainers import vit
+from cxlib.metrics import masking, parts
+from cxlib.review import selection, variants
 
 
 @click.command(cls=SharedStage)
 @option("--network")
 @option("--report")
-@option("--data")
-@option("--image-size", POSITIVE)
-@option("--crop", bool)
+@images
 @option("--gradcam-block", int)
 @option("--rollout-block", int)
-@option("--baselines", ListOf(str))
-@option("--rules", ListOf(str))
+@several("--baselines")
+@several("--rules")
 @option("--blur-kernel", POSITIVE)
 @option("--blur-sigma", float)
 @option("--disc-radius", float)
 @option("--threshold", float)
 @option("--max-images", COUNT)
 @option("--max-images-below", COUNT)
-@option("--batch-size", POSITIVE)
-@option("--chunk", POSITIVE)
-@option("--device")
-@option("--threads", POSITIVE)
 @option("--seed", COUNT)
 @option("--out")
-def main(network, report, data, image_size, crop, baselines, rules, **options):
+def main(network, report, data, image_size, crop, baselines, rules, out, **options):
     """Write the measures of some images on each side of the threshold (0: all) to --out.
 
     Masks are those of the two chosen blocks; a folder without known parts has no localisation.
     """
     leading, p = selection.leading(runtime.read_arrays(report)["probabilities"])
-    samples, prepare = images.read(data, "test"), images.preprocessing(image_size, crop)
+    samples = read(data, "test")
     limits = options["max_images"], options["max_images_below"]
     chosen = selection.both_sides(p[:, 1], options["threshold"], limits, options["seed"])
     regions = np.zeros((len(samples), image_size, image_size), dtype=bool)
@@ -46,32 +44,31 @@ def main(network, report, data, image_size, crop, baselines, rules, **options):
         known = parts.read(data, options["disc_radius"])
         regions = parts.regions(known, samples, leading.tolist(), image_size, crop)
     shown = (np.array(samples.labels) == leading[:, 1]).astype(int)
-    blur = masking.Blur(options["blur_kernel"], options["blur_sigma"])
+    hidden = (variants.SIGNED, baselines, rules, masking.Blur(options["blur_kernel"], options["blur_sigma"]))
 
-    with runs.joined() as ranks, workplace(ranks, [network, report, *samples.paths]) as folder:
-        device = runtime.device(options["device"], options["threads"])
-        model = networks.load(network).to(device, memory_format=torch.channels_last)
+    with running([network, report, *samples.paths]) as run:
+        model = networks.load(network).to(run.device, memory_format=torch.channels_last)
         layers = {name: variants.layers(model, name) for name in vit.MAPS}
         begins = zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"]))
         blocks = {name: layers[name].index(variants.layer(model, name, block)) for name, block in begins}
 
-        def compute(batch):
-            x, _ = images.load(samples, batch, prepare, device)
-            pair, region, second = (torch.from_numpy(v[batch]).to(device) for v in (leading, regions, shown))
+        def compute(batch, loaded):
+            x, pair, region, second = (
+                torch.as_tensor(v).to(run.device) for v in (loaded[0], leading[batch], regions[batch], shown[batch])
+            )
             maps = {name: [variants.maps(model, x, pair, name, at) for at in layers[name]] for name in layers}
             compared = [variants.compare_each(of_blocks, region, second) for of_blocks in maps.values()]
-            masking_maps = torch.stack([maps[name][block] for name, block in blocks.items()], 1)
-            masked, _ = masking.mask_maps(
-                model, x, masking_maps, pair, variants.SIGNED, baselines, rules, blur, options["chunk"]
-            )
+            chosen_maps = torch.stack([maps[name][block] for name, block in blocks.items()], 1)
+            masked, _ = masking.mask_maps(model, x, chosen_maps, pair, *hidden, run.machine.batch_size)
             measures = {name: np.stack(v, 1) for name, *v in zip(variants.Compared._fields, *compared)}
             return measures | {"masked": masked.numpy()}
 
-        results = runs.map_batches(compute, chosen, options["batch_size"], ranks, folder, f"compare {network}")
+        decode = partial(load, samples, transform=preprocessing(image_size, crop))
+        results = run.map(decode, compute, chosen, f"compare {network}")
         if results is None:
             return
         runtime.write_arrays(
-            options["out"],
+            out,
             **{name: np.concatenate([part[name] for part in results]) for name in results[0]},
             unmasked=p[chosen] / p[chosen].sum(1, keepdims=True),
             area=regions[chosen].mean((1, 2)),
@@ -86,6 +83,7 @@ def main(network, report, data, image_size, crop, baselines, rules, **options):
             rules=np.array(rules),
             images=np.array(chosen),
             accuracy=np.array((leading[:, 0] == np.array(samples.labels)).mean()),
+            computed_by=np.array(run.computed_by),
         )
 
 

@@ -3,36 +3,34 @@
 import click
 import numpy as np
 import torch
-from _command import POSITIVE, Stage, option
+from _command import POSITIVE, Stage, images, option, settings
 
-from cxlib import networks, runtime, selection, variants
-from cxlib.datasets import images
+from cxlib import networks, runtime
+from cxlib.datasets.images import load, preprocessing, read
 from cxlib.explainers import resized, vit
+from cxlib.review import selection, variants
 
 
 @click.command(cls=Stage)
 @option("--network")
 @option("--report")
-@option("--data")
-@option("--image-size", POSITIVE)
-@option("--crop", bool)
+@images
 @option("--gradcam-block", int)
 @option("--rollout-block", int)
 @option("--max-images", POSITIVE)
-@option("--device")
-@option("--threads", POSITIVE)
 @option("--out")
-def main(network, report, data, image_size, crop, max_images, device, threads, out, **options):
+def main(network, report, data, image_size, crop, max_images, out, **options):
     """Write images, maps, names and probabilities of the two most probable classes to --out.
 
     The images are those with the highest p_2.
     """
-    device = runtime.device(device, threads)
+    machine = settings()
+    device = runtime.device(machine.device, machine.threads)
     model = networks.load(network).to(device)
-    samples = images.read(data, "test")
+    samples = read(data, "test")
     leading, p = selection.leading(runtime.read_arrays(report)["probabilities"])
     chosen = np.argsort(-p[:, 1], kind="stable")[:max_images].tolist()
-    x, _ = images.load(samples, chosen, images.preprocessing(image_size, crop), device)
+    x, _ = load(samples, chosen, preprocessing(image_size, crop), device)
     targets, stacked = torch.from_numpy(leading[chosen]), []
     for name, block in zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"])):
         maps = variants.maps(model, x, targets, name, variants.layer(model, name, block))
@@ -46,6 +44,7 @@ def main(network, report, data, image_size, crop, max_images, device, threads, o
         names=np.array(samples.classes)[leading[chosen]],
         labels=np.array(samples.classes)[np.array(samples.labels)[chosen]],
         probabilities=p[chosen],
+        computed_by=np.array(runtime.computed_by(device)),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cxlib import networks
-from cxlib.masking import Blur
+from cxlib.metrics.masking import Blur
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from cxlib.datasets import classfolders, cub, food101, imagenet, images
 from cxlib.datasets.samples import Samples
-from cxlib.datasets.synthbirds import generate
+from cxlib.synthbirds.species import generate
 
 CATEGORIES = ResNet18_Weights.DEFAULT.meta["categories"]
 KNOWN = {"n01440764": 0, "n01443537": 1, "n02056570": 145, "n02123045": 281, "n03637318": 619, "n04557648": 898}

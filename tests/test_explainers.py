@@ -10,9 +10,10 @@ from test_contrasts import OBJECTIVES
 from torch import nn
 
 import cxlib
-from cxlib import masking, networks, taps
+from cxlib import networks, taps
 from cxlib.contrasts import CONTRASTS, cotangent
 from cxlib.explainers import EXPLAINERS, cam, explain, vit
+from cxlib.metrics import masking
 
 # Captum says that it makes the images require gradients.
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")

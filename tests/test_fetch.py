@@ -25,7 +25,8 @@ from scipy.io import savemat
 from test_datasets import LISTS, picture
 from test_params import ROOT, command
 
-from cxlib.datasets import cub, fetch, imagenet, images
+from cxlib import fetch
+from cxlib.datasets import cub, imagenet, images
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from cxlib import figures
+from cxlib.review.report import figures
 
 CONTRASTS = ("original", "mean", "max", "weighted")
 

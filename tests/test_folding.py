@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cxlib import networks, taps
-from cxlib.folding import folded
+from cxlib.networks.folding import folded
 
 FOLDED = {"resnet18": 0, "googlenet": 0, "mobilenet_v3_small": 0, "vgg11_bn": 0, "densenet121": 62, "squeezenet1_0": 0}
 

@@ -11,11 +11,12 @@ from PIL import Image
 from test_explainers import OF_ANY_NETWORK
 
 from cxlib.contrasts import weighted
-from cxlib.datasets import cub, images, parts
-from cxlib.datasets.birdbrush import PART_ID
-from cxlib.datasets.synthbirds import FAMILIES, generate, paint_individual, species_of
+from cxlib.datasets import cub, images
 from cxlib.explainers import explain
-from cxlib.localisation import SIGNS, evidence_signs, gaussian, localise, measure
+from cxlib.metrics import parts
+from cxlib.metrics.localisation import SIGNS, evidence_signs, gaussian, localise, measure
+from cxlib.synthbirds.brush import PART_ID
+from cxlib.synthbirds.species import FAMILIES, generate, paint_individual, species_of
 
 CONTRASTS = ("original", "mean", "max", "weighted")
 POSITIVE, NEGATIVE, ABSOLUTE = range(3)

@@ -9,7 +9,7 @@ from torchvision.transforms.functional import gaussian_blur as torchvision_blur
 
 from cxlib import networks
 from cxlib.explainers import cam, explain
-from cxlib.masking import (
+from cxlib.metrics.masking import (
     BASELINES,
     FEATURES,
     RULES,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from cxlib import networks, runtime, taps
-from cxlib.networks import REVIEWED, build, explanation_layer
+from cxlib.networks import build, explanation_layer
 
 BUILT = [
     "resnet18",
@@ -26,6 +26,11 @@ BUILT = [
     "vit_cifar10",
     "test_resnet.r160_in1k",
 ]
+#: The nine architectures of the review's Figures 1 and 2.
+REVIEWED = (
+    "resnet18", "alexnet", "googlenet", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0", "vgg16",
+    "efficientnet_b1", "densenet161",
+)  # fmt: skip
 EXPLAINED = dict.fromkeys(REVIEWED, 7) | {"alexnet": 13, "vgg16": 14, "vgg16_bn": 14, "squeezenet1_0": 13, "swin_t": 7}
 
 

@@ -363,7 +363,14 @@ def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file", ["cxlib/figures.py", "cxlib/tables.py", "cxlib/claims.py", "cxlib/masking.py", "cxlib/localisation.py"]
+    "file",
+    [
+        "cxlib/review/report/figures.py",
+        "cxlib/review/report/tables.py",
+        "cxlib/review/report/claims.py",
+        "cxlib/metrics/masking.py",
+        "cxlib/metrics/localisation.py",
+    ],
 )
 def test_editing_figures_tables_or_verdicts_trains_nothing(mini, file):
     behind = groups(stages_behind(mini, lambda stage: file in {dep.def_path for dep in stage.deps}))

@@ -6,7 +6,7 @@ from test_contrasts import OBJECTIVES
 from torch import nn
 
 from cxlib.contrasts import CONTRASTS
-from cxlib.perturbation import PASS, Changes, bounds, measure, perturbation_grid, sign_perturb, step
+from cxlib.review.perturbation import PASS, Changes, bounds, measure, perturbation_grid, sign_perturb, step
 
 EPSILONS, N_ITERATIONS = (3e-3, 3e-2), (1, 2, 10)
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from cxlib import networks
-from cxlib.datasets import synthbirds
 from cxlib.runs import Ranks, fingerprint, joined, map_batches, workplace
+from cxlib.synthbirds import species
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,7 +131,7 @@ def test_one_process_is_rank_0_of_1(monkeypatch):
 def repo(tmp_path_factory):
     """A folder with birds and a network."""
     folder = tmp_path_factory.mktemp("scale")
-    synthbirds.generate(
+    species.generate(
         folder / "birds",
         species_per_family=2,
         train_per_species=1,

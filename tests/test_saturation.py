@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_perturbation import Sure
 
-from cxlib.perturbation import sign_perturb
-from cxlib.saturation import PATHS, follow, log_odds
+from cxlib.review.perturbation import sign_perturb
+from cxlib.review.saturation import PATHS, follow, log_odds
 
 
 @pytest.mark.parametrize("path", PATHS)

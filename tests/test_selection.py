@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cxlib import selection
 from cxlib.datasets.images import choose
+from cxlib.review import selection
 
 P = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.34, 0.33, 0.33], [0.02, 0.97, 0.01], [0.6, 0.4, 0.0]])
 

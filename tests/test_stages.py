@@ -23,7 +23,8 @@ from test_params import ROOT, arguments, command, composed, resolved
 from torchvision import transforms
 
 from cxlib import networks, runtime
-from cxlib.datasets import images, parts
+from cxlib.datasets import images
+from cxlib.metrics import parts
 
 MINIATURE = (
     "synthbirds.species_per_family=2",

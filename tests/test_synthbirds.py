@@ -7,16 +7,10 @@ import pytest
 from matplotlib.image import imread
 from PIL import Image
 
-from cxlib.datasets.birdbrush import PART_ID, PARTS
 from cxlib.datasets.cub import discriminative_parts
-from cxlib.datasets.synthbirds import (
-    FAMILIES,
-    MARKINGS,
-    generate,
-    paint_individual,
-    species_of,
-)
-from cxlib.figures import contact_sheet
+from cxlib.review.report.figures import contact_sheet
+from cxlib.synthbirds.brush import PART_ID, PARTS
+from cxlib.synthbirds.species import FAMILIES, MARKINGS, generate, paint_individual, species_of
 
 SMALL = {"species_per_family": 3, "train_per_species": 1, "test_per_species": 1, "image_size": 64, "ambiguity": 0.5}
 CLASSES = 3 * len(FAMILIES)

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxlib import claims, runtime, tables
+from cxlib import runtime
+from cxlib.review.report import claims, tables
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 QUANTITIES = ("accuracy", "p_t", "y_t")

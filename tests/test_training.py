@@ -17,10 +17,10 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision.transforms import InterpolationMode, v2
 
-from cxlib import networks, runtime, training
+from cxlib import networks, runtime
 from cxlib.datasets import images
-from cxlib.datasets.synthbirds import generate
-from cxlib.training import AUGMENTATIONS, SCHEDULES, Recipe, fine_tune
+from cxlib.synthbirds.species import generate
+from cxlib.training.fine_tune import AUGMENTATIONS, SCHEDULES, Recipe, fine_tune
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -78,7 +78,7 @@ def test_loss_is_the_mean_over_images_of_the_cross_entropy(birds):
     """With a learning rate of zero and frozen statistics every image meets the same network."""
     still = recipe(epochs=1, learning_rate=0.0, momentum=0.0, weight_decay=0.0, batch_norm="frozen", batch_size=6)
     network, (loss,) = train(birds, still)  # 16 images: batches of 6, 6 and 4
-    items = training._Augmented(birds, "light", SIZE, seed=0)
+    items = fine_tune._Augmented(birds, "light", SIZE, seed=0)
     x, labels = zip(*(items[0, index] for index in range(len(birds))))
     expected = nn.functional.cross_entropy(network(torch.stack(x)), torch.tensor(labels))
     assert loss == pytest.approx(expected.item(), rel=1e-4)
@@ -108,7 +108,7 @@ def test_callers_random_state_is_untouched(birds, workers):
 
 
 def test_every_epoch_sees_every_image_once_in_another_order():
-    orders = [training._epoch_order(10, 4, seed=0, epoch=epoch) for epoch in (0, 1)]
+    orders = [fine_tune._epoch_order(10, 4, seed=0, epoch=epoch) for epoch in (0, 1)]
     for epoch, order in enumerate(orders):
         assert [len(batch) for batch in order] == [4, 4, 2]
         assert sorted(item for batch in order for item in batch) == [(epoch, index) for index in range(10)]
@@ -219,7 +219,7 @@ def test_divergence_in_the_very_last_step_shows_in_the_prediction(birds):
     assert np.isfinite(losses).all()
     x, _ = images.load(birds, range(2), images.preprocessing(SIZE, crop=False))
     with pytest.raises(FloatingPointError, match="not finite"):
-        training.predict(network, [x])
+        fine_tune.predict(network, [x])
 
 
 @pytest.mark.parametrize("field", ["schedule", "augmentation", "batch_norm", "precision"])
@@ -227,7 +227,7 @@ def test_unknown_name_lists_the_choices(birds, field):
     known = {
         "schedule": SCHEDULES,
         "augmentation": AUGMENTATIONS,
-        "batch_norm": training.BATCH_NORM,
+        "batch_norm": fine_tune.BATCH_NORM,
         "precision": runtime.PRECISIONS,
     }[field]
     with pytest.raises(ValueError, match=f"'nonsense'.*{', '.join(known)}"):
@@ -358,7 +358,7 @@ def test_stage_goes_on_after_a_kill_and_shares_its_work_among_ranks(birds, tmp_p
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("size", [32, 20])
 def test_augmented_images_keep_shape_and_range(birds, name, size):
-    items = training._Augmented(birds, name, size, seed=0)
+    items = fine_tune._Augmented(birds, name, size, seed=0)
     augmented = [items[epoch, index][0] for epoch in range(3) for index in range(len(birds))]
     assert {image.shape for image in augmented} == {(3, size, size)}
     assert {image.dtype for image in augmented} == {torch.float32}
@@ -369,12 +369,12 @@ def test_augmented_images_keep_shape_and_range(birds, name, size):
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentation_is_a_function_of_seed_epoch_and_image(birds, name):
-    items = training._Augmented(birds, name, SIZE, seed=0)
+    items = fine_tune._Augmented(birds, name, SIZE, seed=0)
     first = items[0, 3][0]
     torch.rand(7)
     assert torch.equal(items[0, 3][0], first)
     assert not torch.equal(items[1, 3][0], first)
-    assert not torch.equal(training._Augmented(birds, name, SIZE, seed=1)[0, 3][0], first)
+    assert not torch.equal(fine_tune._Augmented(birds, name, SIZE, seed=1)[0, 3][0], first)
 
 
 def test_published_augmentation_has_the_reviews_settings():
@@ -412,7 +412,7 @@ def test_predicted_probabilities_are_the_softmax_of_the_logits(birds):
     network = fresh()
     transform = images.preprocessing(SIZE, crop=False)
     x, _ = images.load(birds, range(5), transform)
-    p = training.predict(network, x.split(2))
+    p = fine_tune.predict(network, x.split(2))
     assert (p.shape, p.dtype) == ((5, 8), torch.float64)
     assert_close(p.sum(1), torch.ones(5, dtype=torch.float64))
     assert_close(p, network(x).double().softmax(-1), rtol=1e-5, atol=1e-6)

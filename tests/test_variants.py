@@ -8,8 +8,10 @@ from test_vit import build, pictures
 from torch import nn
 from torch.testing import assert_close
 
-from cxlib import masking, tables, variants
 from cxlib.explainers import explain, vit
+from cxlib.metrics import masking
+from cxlib.review import variants
+from cxlib.review.report import tables
 
 LEADING = torch.tensor([[4, 1], [0, 3], [2, 4]])
 SHOWN = torch.tensor([0, 1, 0])

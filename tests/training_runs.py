@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cxlib import runs, runtime
 from cxlib.datasets import images
-from cxlib.training import Recipe, fine_tune
+from cxlib.training.fine_tune import Recipe, fine_tune
 
 SIZE = 32
 # 16 images: 7, 7 and 2 a batch, so that of three ranks one has no image of the last.

@@ -36,10 +36,7 @@ def read(folder: str | Path) -> Samples:
         ValueError: no class folders, an unknown WordNet id, or no images.
     """
     if is_unsorted(folder):
-        raise ValueError(
-            f"{folder} holds ILSVRC2012's archives, not yet sorted: run"
-            f" `python stages/fetch.py imagenet --archives {folder} --out {folder}`"
-        )
+        raise ValueError(f"{folder} holds ILSVRC2012's archives, not sorted: use fetch.ilsvrc2012_validation")
     # Only here: the table of 1000 ids lives in timm, whose import takes seconds.
     from timm.data.imagenet_info import ImageNetInfo
 

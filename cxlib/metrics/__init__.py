@@ -1,0 +1,1 @@
+"""Judges of anybody's maps."""

@@ -1,0 +1,301 @@
+"""Equal-area blur and mask (Table 1): hide what a map calls unimportant and read the two leading classes' balance."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cxlib import runtime, taps
+from cxlib.explainers import answer, ask, cam, resized, saliency
+from cxlib.networks import fast
+
+FEATURES = ("positive", "negative")
+TARGETS = ("t1", "t2")
+#: The two contrasts whose maps decide together how many pixels are hidden; any other contrast hides as many, so
+#: that it is compared at the same area and changes none of the numbers of these two.
+PAIR = ("original", "weighted")
+# Of y_t1 - y_t2 in the relative probabilities of t1 and t2: no second evaluation.
+_SIGN = torch.tensor([1.0, -1.0], dtype=torch.float64)
+
+
+def relative_probability(logits: Tensor, t: Tensor, other: Tensor) -> Tensor:
+    """exp(y_t) / (exp(y_t) + exp(y_other)) = sigmoid(y_t - y_other), which cannot overflow.
+
+    Args:
+        logits: (B, K).
+        t: (B,) class indices.
+        other: (B,) class indices.
+
+    Returns:
+        (B,) in [0, 1], in the logits' dtype.
+    """
+    y_t, y_other = (logits.gather(-1, index.to(logits.device)[:, None]).squeeze(-1) for index in (t, other))
+    return (y_t - y_other).sigmoid()
+
+
+# --- baselines: what takes the place of a hidden pixel -------------------------------------------------
+
+
+class Blur(NamedTuple):
+    """Gaussian blur in pixels; the published setting at 224 x 224."""
+
+    kernel: int = 101
+    sigma: float = 15.0
+
+
+def gaussian_blur(images: Tensor, _zero: Tensor, blur: Blur) -> Tensor:
+    """Gaussian blur with reflected borders, as torchvision's, as one matrix product a side: 100 times faster.
+
+    Raises:
+        ValueError: the kernel is even, or reaches further than the image.
+    """
+    rows, columns = (_blur_matrix(size, blur).to(images) for size in images.shape[-2:])
+    return rows @ images @ columns.T
+
+
+def zeros(images: Tensor, zero: Tensor, _blur: Blur) -> Tensor:
+    """The colour that the network sees as zero: the published code masks *normalised* images with zeros."""
+    return zero.to(images).expand_as(images)
+
+
+def channel_mean(images: Tensor, _zero: Tensor, _blur: Blur) -> Tensor:
+    """Each image's mean colour."""
+    return images.mean((-2, -1), keepdim=True).expand_as(images)
+
+
+BASELINES: dict[str, Callable[[Tensor, Tensor, Blur], Tensor]] = {
+    "gaussian_blur": gaussian_blur,
+    "zeros": zeros,
+    "channel_mean": channel_mean,
+}
+
+
+# --- rules: which pixels stay ---------------------------------------------------------------------------
+
+
+def published(ranks: Tensor, counts: Tensor, features: str) -> Tensor:
+    """The published equal-area rule, kept exactly, for comparison with the printed table.
+
+    Positive: as many of the *lowest* pixels are hidden as there are *positive* ones (the smaller count of the
+    pair). Negative: of the larger count of negative pixels, all but one are hidden, from the highest.
+
+    Args:
+        ranks: (B, C, H, W): rank of each pixel within its map, 0 the lowest, of C maps that hide the same number.
+        counts: (B, P): how many pixels of each map that sets this number are positive (negative).
+        features: `positive` or `negative`, what is kept.
+
+    Returns:
+        (B, C, H, W) bool, True where the pixel stays.
+    """
+    n_pixels = ranks.shape[-1] * ranks.shape[-2]
+    if features == "positive":
+        return ranks >= counts.amin(-1)[:, None, None, None]
+    return ranks <= (n_pixels - counts.amax(-1))[:, None, None, None]
+
+
+def equal_kept(ranks: Tensor, counts: Tensor, features: str) -> Tensor:
+    """Keep the k highest (or lowest) pixels of every map, k = the smallest count of positive (negative) ones.
+
+    Args and returns as `published`.
+    """
+    n_pixels, kept = ranks.shape[-1] * ranks.shape[-2], counts.amin(-1)[:, None, None, None]
+    return ranks >= n_pixels - kept if features == "positive" else ranks < kept
+
+
+RULES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {"published": published, "equal_kept": equal_kept}
+
+
+def kept_pixels(maps: Tensor, pair: Sequence[int], rules: Sequence[str]) -> Tensor:
+    """Which pixels stay: (B, C, H, W) maps of C contrasts -> (B, features, C, rules, H, W) bool.
+
+    Args:
+        maps: the maps.
+        pair: which of the contrasts set the number of hidden pixels.
+        rules: names in `RULES`.
+    """
+    ranks, counted = _ranks(maps), maps[:, list(pair)]
+    counts = {"positive": (counted > 0).sum((-2, -1)), "negative": (counted < 0).sum((-2, -1))}
+    stacked = [torch.stack([RULES[rule](ranks, counts[f], f) for rule in rules], 2) for f in FEATURES]
+    return torch.stack(stacked, 1)
+
+
+# --- the experiment -------------------------------------------------------------------------------------
+
+
+class Masked(NamedTuple):
+    """Relative probabilities of t1 and t2 of each image, float64.
+
+    Attributes:
+        unmasked: (B, 2), targets t1 and t2.
+        masked: (B, explainers, 2 targets, baselines, 2 features, contrasts, rules).
+        constant_gradient: whether the gradient was constant over the map of every image, because only pooling
+            follows the layer: GradCAM and the linear approximation are then the same map, and so is XGradCAM where
+            no activation is negative.
+        n_evaluated: how many masked images the network saw; settings that hide the same pixels share one.
+    """
+
+    unmasked: Tensor
+    masked: Tensor
+    constant_gradient: bool
+    n_evaluated: int
+
+
+class Explained(NamedTuple):
+    """One forward pass and its pull-backs: logits (B, K), maps (B, explainers, 2 targets, contrasts, h, w)."""
+
+    logits: Tensor
+    maps: Tensor
+    constant_gradient: bool
+
+
+def blur_and_mask(
+    network: nn.Module,
+    images: Tensor,
+    layer: nn.Module,
+    explainers: Sequence[str],
+    contrasts: Sequence[str],
+    baselines: Sequence[str],
+    rules: Sequence[str],
+    blur: Blur,
+    chunk: int,
+) -> Masked:
+    """The blur and mask experiment on one batch, for its two most probable classes.
+
+    Each image is blurred once, and each distinct mask of it evaluated once for each baseline, read for both targets.
+
+    Args:
+        network: maps images (B, 3, H, W) in [0, 1] to logits (B, K).
+        images: (B, 3, H, W) in [0, 1].
+        layer: the explanation layer.
+        explainers: names in `explainers.cam.MAPS`.
+        contrasts: names that `explain` takes, both of `PAIR` among them.
+        baselines: names in `BASELINES`.
+        rules: names in `RULES`.
+        blur: kernel and sigma of `gaussian_blur`.
+        chunk: how many masked images are evaluated at once, which bounds the memory.
+
+    Raises:
+        ValueError: unknown names, contrasts without the pair, or a layer without a map.
+    """
+    for what, names, known in (
+        ("explainer of a layer", explainers, cam.MAPS),
+        ("baseline", baselines, BASELINES),
+        ("rule", rules, RULES),
+    ):
+        for name in names:
+            runtime.check_name(what, name, known)
+    if not set(PAIR) <= set(contrasts):
+        raise ValueError(f"masking compares {' with '.join(PAIR)}: the contrasts {', '.join(contrasts)} lack one")
+    explained = _explained(network, images, layer, explainers, contrasts)
+    pair = [contrasts.index(name) for name in PAIR]
+    leading = explained.logits.topk(2).indices
+    masked, n_evaluated = mask_maps(network, images, explained.maps, leading, pair, baselines, rules, blur, chunk)
+    unmasked = (_lead(explained.logits, leading)[:, None] * _SIGN).sigmoid()
+    return Masked(unmasked, masked, explained.constant_gradient, n_evaluated)
+
+
+def mask_maps(
+    network: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    leading: Tensor,
+    pair: Sequence[int],
+    baselines: Sequence[str],
+    rules: Sequence[str],
+    blur: Blur,
+    chunk: int,
+) -> tuple[Tensor, int]:
+    """The relative probabilities of two classes of each image behind the masks that maps make.
+
+    Args:
+        network: maps images (B, 3, H, W) in [0, 1] to logits (B, K).
+        images: (B, 3, H, W) in [0, 1].
+        maps: (B, explainers, 2 targets, C, h, w), of C contrasts or variants.
+        leading: (B, 2), the classes t1 and t2.
+        pair: which of the C set the number of hidden pixels.
+        baselines: names in `BASELINES`.
+        rules: names in `RULES`.
+        blur: kernel and sigma of `gaussian_blur`.
+        chunk: how many masked images are evaluated at once.
+
+    Returns:
+        (B, explainers, 2 targets, baselines, 2 features, C, rules) float64, and the number of evaluated images.
+    """
+    zero = getattr(network, "mean", torch.zeros(3, 1, 1))
+    replacements = torch.stack([BASELINES[name](images, zero, blur) for name in baselines], 1)
+    evaluated = fast(network)
+    leads, n_evaluated = [], 0  # y_t1 - y_t2 of every setting
+    for image, own, replacement, classes in zip(images, maps, replacements, leading):
+        upsampled = resized(own.flatten(0, 1), image.shape[-2:])  # (explainers * 2 targets, C, H, W)
+        kept = kept_pixels(upsampled, pair, rules)
+        distinct, place = _distinct(kept.flatten(0, 3))
+        lead = _lead_of_masked(evaluated, image, distinct, replacement, classes, chunk)[:, place]
+        leads.append(lead.unflatten(1, (*own.shape[:2], *kept.shape[1:4])))
+        n_evaluated += len(distinct) * len(baselines)
+    masked = torch.stack(leads).movedim(1, 3)
+    return (masked * _SIGN.view(2, 1, 1, 1, 1)).sigmoid(), n_evaluated
+
+
+def _explained(
+    network: nn.Module, images: Tensor, layer: nn.Module, explainers: Sequence[str], contrasts: Sequence[str]
+) -> Explained:
+    """Explain the two most probable classes. The graph is gone when this returns."""
+    recorded = taps.record(network, images, layer)
+    asked = ask(recorded.logits, contrasts, recorded.logits.topk(2).indices)
+    gradients = recorded.pull_back(asked.cotangents)
+    maps = [answer(saliency(name, recorded.activation, gradients), asked).transpose(1, 2) for name in explainers]
+    return Explained(recorded.logits, torch.stack(maps, 1), is_constant(gradients))
+
+
+def _distinct(kept: Tensor) -> tuple[Tensor, list[int]]:
+    """The distinct masks among (S, H, W), and for each of the S its place among them."""
+    seen: dict[bytes, int] = {}
+    place = [seen.setdefault(mask.tobytes(), len(seen)) for mask in kept.cpu().numpy()]
+    return kept[[place.index(p) for p in range(len(seen))]], place
+
+
+def _lead_of_masked(
+    network: nn.Module, image: Tensor, kept: Tensor, replacement: Tensor, classes: Tensor, chunk: int
+) -> Tensor:
+    """y_t1 - y_t2 of one image behind masks (U, H, W) over baselines (b, 3, H, W): (b, U)."""
+    shape, leads = (len(replacement), len(kept)), []
+    for part in torch.arange(len(replacement) * len(kept), device=kept.device).split(chunk):
+        baseline, mask = part // len(kept), part % len(kept)
+        masked = torch.where(kept[mask, None], image, replacement[baseline])
+        logits = taps.logits(network, masked.contiguous(memory_format=torch.channels_last))
+        leads.append(_lead(logits, classes.expand(len(part), 2)))
+    return torch.cat(leads).view(shape)
+
+
+def is_constant(gradients: Tensor) -> bool:
+    """Whether gradients (..., h, w) are constant over the map, as they are where only pooling follows."""
+    centre = gradients.mean((-2, -1), keepdim=True)
+    return bool((gradients - centre).abs().max() <= 1e-5 * gradients.abs().max())
+
+
+def _lead(logits: Tensor, leading: Tensor) -> Tensor:
+    """y_t1 - y_t2 in float64 on the CPU: (B, K) and (B, 2) -> (B,). Its sigmoid is the `relative_probability`."""
+    first, second = logits.double().gather(-1, leading).cpu().unbind(-1)
+    return first - second
+
+
+def _ranks(maps: Tensor) -> Tensor:
+    """Rank of each pixel within its map, 0 the lowest; ties keep the pixels' order."""
+    flat = maps.flatten(-2)
+    order = flat.argsort(dim=-1, stable=True)
+    positions = torch.arange(flat.shape[-1], device=maps.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, positions).view_as(maps)
+
+
+def _blur_matrix(size: int, blur: Blur) -> Tensor:
+    """(size, size): row i holds the weights with which the reflected line of pixels enters blurred pixel i."""
+    half = blur.kernel // 2
+    if blur.kernel % 2 == 0 or half >= size:
+        raise ValueError(f"a blur kernel must be odd and at most {2 * size - 1} wide for {size} pixels: {blur.kernel}")
+    offsets = torch.arange(-half, half + 1, dtype=torch.float64)
+    weights = (-0.5 * (offsets / blur.sigma) ** 2).exp()
+    line = torch.eye(size, dtype=torch.float64)[:, None]  # every unit impulse, as a batch of lines
+    padded = F.pad(line, (half, half), mode="reflect")
+    return F.conv1d(padded, (weights / weights.sum())[None, None]).squeeze(1).T

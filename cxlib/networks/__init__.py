@@ -1,0 +1,29 @@
+"""Networks by name, their weights, the layer to explain, and a faster form for evaluation."""
+
+from cxlib.networks.build import (
+    SMALL_TRANSFORMERS,
+    NarrowVGG,
+    Network,
+    build,
+    freeze,
+    load,
+    save,
+    transform,
+)
+from cxlib.networks.folding import fast, folded
+from cxlib.networks.layers import channels_last, explanation_layer
+
+__all__ = [
+    "SMALL_TRANSFORMERS",
+    "NarrowVGG",
+    "Network",
+    "build",
+    "channels_last",
+    "explanation_layer",
+    "fast",
+    "folded",
+    "freeze",
+    "load",
+    "save",
+    "transform",
+]

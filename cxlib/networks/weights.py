@@ -1,0 +1,88 @@
+"""Weights by name: a file, one in a folder that is named by its hash, or what torchvision and timm publish."""
+
+import glob
+import hashlib
+import io
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+
+def find(name: str, weights: str, folder: str | Path | None = None) -> dict[str, Tensor]:
+    """The state_dict of an architecture's weights, with the keys of today.
+
+    Args:
+        name: of torchvision's or timm's architecture.
+        weights: a file; ``<stem>-<hash8>``, which says what is in it: that file in `folder`, or torchvision's with this
+            hash; a stem alone, looked up in `folder` (``DEFAULT`` stands for the architecture's name); or a
+            name of torchvision's, ``DEFAULT`` for timm's.
+        folder: where files are looked for before any download.
+
+    Raises:
+        ValueError: there are none, several fit the stem, or the file fails its checksum.
+    """
+    return _as_named_today(_find(name, weights, folder))
+
+
+def _find(name: str, weights: str, folder: str | Path | None) -> dict[str, Tensor]:
+    if weights.endswith((".pth", ".pt")):
+        return read(Path(weights))
+    stem, given, digits = weights.rpartition("-")
+    hashed = bool(given) and re.fullmatch(r"[0-9a-f]{8}", digits) is not None
+    if not hashed:
+        stem, digits = name if weights == "DEFAULT" else weights, "?" * 8
+    found = sorted(Path(folder).glob(f"{glob.escape(stem)}-{digits}.pth")) if folder else []
+    found = [path for path in found if re.fullmatch(r"[0-9a-f]{8}", path.stem[-8:])]
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds several weights for {stem}: {', '.join(path.name for path in found)}")
+    if found:
+        return read(found[0], expected=found[0].stem[-8:])
+    wanted = f"{stem}-{digits if hashed else '<hash8>'}.pth"
+    try:
+        if name in torchvision.models.list_models(module=torchvision.models):
+            for member in torchvision.models.get_model_weights(name).__members__.items():
+                if weights == member[0] or (hashed and re.search(rf"-{digits}[0-9a-f]*\.pth$", member[1].url)):
+                    return member[1].get_state_dict(progress=True, check_hash=True)
+        elif weights == "DEFAULT":
+            import timm
+
+            if timm.is_model(name):
+                return timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights of {name} cannot be downloaded ({error}): put {wanted} into {folder or 'a folder'}"
+        ) from error
+    raise ValueError(f"no weights {weights!r} for {name}: there is no {wanted} in {folder or 'any folder'}")
+
+
+def read(path: Path, expected: str = "") -> dict[str, Any]:
+    """The dict that torch saved in a file, tensors and plain values only; checked against the hash in its name."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: name a file of weights")
+    content = path.read_bytes()
+    if not hashlib.sha256(content).hexdigest().startswith(expected):
+        raise ValueError(f"{path} is damaged: its SHA-256 does not begin with {expected}; copy it again")
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a file that is not its own
+        raise ValueError(f"{path} is not a file of weights ({type(error).__name__})") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} is not a file of weights: it holds a {type(loaded).__name__}, not a state_dict")
+    return loaded
+
+
+def _as_named_today(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The keys of published files as torchvision's loaders read them: no auxiliary heads, DenseNet's new names."""
+    renamed = OrderedDict(
+        (re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key), value)
+        for key, value in state.items()
+        if not key.lower().startswith("aux")
+    )
+    if hasattr(state, "_metadata"):
+        renamed._metadata = state._metadata  # type: ignore[attr-defined]
+    return renamed

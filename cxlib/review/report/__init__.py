@@ -1,0 +1,1 @@
+"""From values of single images to tables, verdicts and figures; without torch."""

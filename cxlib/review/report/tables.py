@@ -1,0 +1,404 @@
+"""From values of single images to the review's tables: long data frames, one row a number."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise, product
+
+import numpy as np
+import pandas as pd
+
+from cxlib.review.report.statistics import bootstrap_mean, correlation, sign_flip_test
+
+#: What a stage saved of one network: named arrays.
+Arrays = Mapping[str, np.ndarray]
+#: Sign that makes a difference of relative probability good news for the contrast that is compared with original.
+BETTER = {"positive": 1.0, "negative": -1.0}
+#: Where the bins of p_2 meet, from the most ambiguous images to the clearest, and their names.
+EDGES = (0.1, 0.01, 0.001)
+BINS = ("> 0.1", "0.01–0.1", "0.001–0.01", "< 0.001")
+
+#: Of localisation: what is measured, and the masses that the truth chooses.
+QUANTITIES, MASSES = ("share", "gain", "hit"), ("evidence", "exchanged")
+
+
+def perturbation(cells: Mapping[str, Arrays]) -> pd.DataFrame:
+    """Figures 1 and 2: mean change over images, one row for each (network, epsilon, n, contrast, quantity)."""
+    rows = []
+    for network, cell in cells.items():
+        mean = cell["changes"].mean(-1)  # (contrasts, epsilons, iterations, quantities)
+        axes = ("contrasts", "epsilons", "n_iterations", "quantities")
+        for (contrast, epsilon, n, quantity), change in _cells(mean, *(cell[axis] for axis in axes)):
+            rows.append((network, epsilon, n, contrast, quantity, change, cell["changes"].shape[-1]))
+    columns = ["network", "epsilon", "n_iterations", "contrast", "quantity", "change", "n_images"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def zero_gradients(cells: Mapping[str, Arrays]) -> pd.DataFrame:
+    """Share of pixel values whose gradient was exactly zero, so that sign() left them where they were.
+
+    Beside it the share of the first step's signs that full precision gives too; one in full precision.
+    """
+    rows = []
+    for network, cell in cells.items():
+        axes = ("contrasts", "epsilons", "n_iterations")
+        for (contrast, epsilon, n), share in _cells(cell["zero_share"], *(cell[axis] for axis in axes)):
+            agreement = cell["sign_agreement"][list(cell["contrasts"]).index(contrast)]
+            rows.append((network, epsilon, n, contrast, share, agreement))
+    columns = ["network", "epsilon", "n_iterations", "contrast", "zero_share", "sign_agreement"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def perturbation_vs_published(changes: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Our changes beside the digitised ones, one row a number; empty where only one side has it.
+
+    Args:
+        changes: what `perturbation` returns.
+        published: the digitised Figures 1 and 2.
+    """
+    keys = ["network", "epsilon", "n_iterations", "contrast", "quantity"]
+    printed = published[[*keys, "change"]].rename(columns={"change": "published"})
+    return printed.merge(changes, on=keys, how="outer", sort=True)[[*keys, "change", "published", "n_images"]]
+
+
+def closeness(beside: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Correlation and mean absolute difference of our changes and the published ones, for each quantity.
+
+    Over the settings that both have; a quantity without any is left out.
+
+    Args:
+        beside: what `perturbation_vs_published` returns.
+    """
+    return {
+        quantity: {
+            "correlation": float(correlation(rows["change"].to_numpy(), rows["published"].to_numpy())),
+            "mean_absolute_difference": float((rows["change"] - rows["published"]).abs().mean()),
+            "n": len(rows),
+        }
+        for quantity, rows in beside.dropna(subset=["change", "published"]).groupby("quantity")
+    }
+
+
+#: Where p_t of the unperturbed image lies, by upper bound.
+SURENESS = {"p_t below 0.5": 0.5, "p_t 0.5 to 0.9": 0.9, "p_t 0.9 to 0.99": 0.99, "p_t above 0.99": 1.0}
+
+
+def saturation(cells: Mapping[str, Arrays]) -> pd.DataFrame:
+    """Section 4.3: every image at every step of both paths, one row each."""
+    fields = ["log_odds", "p_t", "p_t_after", "y_t", "y_t_after"]
+    fields += ["saturated", "agreement", "zero_literal", "zero_weighted"]
+    tables = []
+    for network, cell in cells.items():
+        paths, images, steps = cell["log_odds"].shape
+        axes = {
+            "network": np.full(paths * images * steps, network),
+            "path": np.repeat(cell["paths"], images * steps),
+            "image": np.tile(np.repeat(cell["images"], steps), paths),
+            "step": np.tile(np.arange(1, steps + 1), paths * images),
+        }
+        tables.append(pd.DataFrame(axes | {field: cell[field].ravel() for field in fields}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def sureness(steps: pd.DataFrame) -> pd.Series:
+    """The group in `SURENESS` of each row's image, by p_t before the first step.
+
+    Args:
+        steps: what `saturation` returns.
+    """
+    first = steps.groupby(["network", "image"])["p_t"].transform("first")
+    return pd.cut(first, [0, *SURENESS.values()], labels=list(SURENESS), include_lowest=True)
+
+
+def dominance(steps: pd.DataFrame) -> pd.DataFrame:
+    """`saturation` by sureness: how far each path moves, and what became of the softmax gradient.
+
+    Groups without images have no row. `saturated` and `agreement` are those of the last step along the literal path.
+    """
+    last = steps["step"].max()
+    rows = []
+    for name, group in steps.assign(group=sureness(steps)).groupby("group", observed=True):
+        start, end = (group[group["step"] == step].set_index(["network", "image", "path"]) for step in (1, last))
+        gain = (end["y_t_after"] - start["y_t"]).groupby("path").mean()
+        literal = end.xs("probability", level="path")
+        numbers = literal["saturated"].mean(), literal["agreement"].mean(), gain["probability"], gain["weighted"]
+        rows.append((name, len(literal), *numbers))
+    columns = ["group", "n_images", "saturated", "agreement", "y_t_gain_probability", "y_t_gain_weighted"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def tested(reports: Mapping[str, Arrays], threshold: float) -> pd.DataFrame:
+    """A row a network: test accuracy, and how many test images have a second and a third class above the threshold."""
+    rows = []
+    for network, report in reports.items():
+        p = np.sort(report["probabilities"], 1)
+        row = {"network": network, "test_accuracy": (report["probabilities"].argmax(1) == report["labels"]).mean()}
+        row |= {"n_images": len(p), "best_epoch": report["accuracies"].argmax() + 1 if len(report["accuracies"]) else 0}
+        for rank in (2, 3):
+            row[f"n_p{rank}_above_threshold"] = (p[:, -rank] > threshold).sum()
+        rows.append(row | {"computed_by": report["computed_by"].item()})
+    return pd.DataFrame(rows)
+
+
+def training(reports: Mapping[str, Arrays]) -> pd.DataFrame:
+    """A row an epoch of every network that was trained."""
+    columns = ["network", "epoch", "training_loss", "test_accuracy"]
+    rows = [
+        (network, epoch, loss, accuracy)
+        for network, report in reports.items()
+        for epoch, (loss, accuracy) in enumerate(zip(report["losses"], report["accuracies"]), 1)
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def masking(cells: Mapping[str, Arrays], above: bool, rng: np.random.Generator) -> pd.DataFrame:
+    """Table 1 (above the threshold of p_2) or the table below it, with 95 % bootstrap intervals over images.
+
+    Each contrast is also tested against `original` on the same images: `margin` is what it gains for positive
+    features, what it lowers for negative ones, with its interval and the p-value of a sign-flip test.
+    """
+    rows = []
+    for network, cell in cells.items():
+        side = cell["above"] == above
+        n_images = int(side.sum())
+        if n_images == 0:
+            continue
+        unmasked = bootstrap_mean(cell["unmasked"][side], rng)
+        masked = bootstrap_mean(cell["masked"][side], rng)
+        gained = margins(cell)[side]
+        margin, p_values = bootstrap_mean(gained, rng), sign_flip_test(gained, rng)
+        axes = [cell[axis] for axis in ("explainers", "targets", "baselines", "features", "contrasts", "rules")]
+        for explainer, target in product(cell["explainers"], cell["targets"]):
+            t = list(cell["targets"]).index(target)
+            values = [bound[t] for bound in unmasked]
+            rows.append((network, explainer, target, "none", "all", "none", "none", n_images, *values, *[np.nan] * 4))
+        for index, (explainer, target, baseline, features, contrast, rule) in _indexed(*axes):
+            values = [bound[index] for bound in masked]
+            tested = [np.nan] * 4 if contrast == "original" else [*(bound[index] for bound in margin), p_values[index]]
+            rows.append((network, explainer, target, baseline, features, contrast, rule, n_images, *values, *tested))
+    columns = ["network", "explainer", "target", "baseline", "kept_features", "contrast", "rule", "n_images"]
+    measured = ["relative_probability", "low", "high", "margin", "margin_low", "margin_high", "p_value"]
+    table = pd.DataFrame(rows, columns=[*columns, *measured])
+    # The printed table's columns first.
+    first = ["explainer", "target", "baseline", "kept_features", "contrast", "relative_probability"]
+    return table[[*first, "rule", "n_images", *measured[1:], "network"]]
+
+
+def margins(cell: Arrays) -> np.ndarray:
+    """What each contrast gains over `original` on each image, positive where it is for the better: like `masked`.
+
+    Keeping positive features should raise a class, keeping negative ones lower it.
+    """
+    masked = cell["masked"]  # (images, explainers, targets, baselines, features, contrasts, rules)
+    better = np.array([BETTER[features] for features in cell["features"]])[:, None, None]
+    return (masked - masked[..., [list(cell["contrasts"]).index("original")], :]) * better
+
+
+def by_ambiguity(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """Table 1 as p_2 goes from above the first of `EDGES` to below the last: means over explainers and baselines.
+
+    The rows of kept features `all` are the unmasked images. Bins without images have no rows.
+    """
+    rows = []
+    for network, cell in cells.items():
+        axes = [cell[axis] for axis in ("targets", "features", "contrasts", "rules")]
+        for name, inside in zip(BINS, _in_bins(cell["p_2"], EDGES)):
+            if not inside.any():
+                continue
+            unmasked = bootstrap_mean(cell["unmasked"][inside], rng)
+            masked = bootstrap_mean(cell["masked"][inside].mean((1, 3)), rng)  # (targets, features, contrasts, rules)
+            for t, target in enumerate(cell["targets"]):
+                values = [bound[t] for bound in unmasked]
+                rows.append((network, name, target, "none", "all", "none", "none", inside.sum(), *values))
+            for index, (target, features, contrast, rule) in _indexed(*axes):
+                values = [bound[index] for bound in masked]
+                rows.append((network, name, target, "all", features, contrast, rule, inside.sum(), *values))
+    columns = ["network", "p_2", "target", "baseline", "kept_features", "contrast", "rule", "n_images"]
+    return pd.DataFrame(rows, columns=[*columns, "relative_probability", "low", "high"])
+
+
+def with_published(table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """The masking table with the printed value beside each of ours, empty where the review prints none.
+
+    The printed values follow the published rule; they stand beside both rules.
+    """
+    keys = ["explainer", "target", "baseline", "kept_features", "contrast"]
+    printed = published.rename(columns={"relative_probability": "published"})
+    return table.merge(printed[[*keys, "published"]], on=keys, how="left")
+
+
+def evidence(values: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Of localisation's values, those of the mass that the truth wants in the region.
+
+    Args:
+        values: (B, explainers, contrasts, targets, signs).
+        signs: (B, explainers, targets), indices into the last axis.
+
+    Returns:
+        (B, explainers, contrasts, targets).
+    """
+    return np.take_along_axis(values, signs[:, :, None, :, None], -1)[..., 0]
+
+
+def localisation(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """Localisation above the threshold of p_2, with 95 % bootstrap intervals over images.
+
+    One row for each (network, explainer, contrast, target, mass, quantity). Explainers and targets have a row `mean`
+    beside their own; masses are the map's positive, negative and absolute one, the `evidence` (what the truth wants in
+    the region) and the same with the targets `exchanged`; quantities are `share`, `gain` (share - area) and `hit`.
+    The explainer `gaussian` is the centred control.
+    """
+    rows = []
+    for network, cell in cells.items():
+        side = cell["above"]
+        if not side.any():
+            continue
+        values, silent = _localised(cell)  # (B, quantities, explainers, contrasts, targets, masses)
+        values, silent = values[side], silent[side].mean(0)
+        same = (float(cell["area"][side].mean()), int(side.sum()), _truth(cell))
+        names = [[*map(str, cell[axis]), "mean"] for axis in ("explainers", "targets")]
+        axes = [QUANTITIES, names[0], cell["contrasts"].tolist(), names[1], [*cell["signs"].tolist(), *MASSES]]
+        interval = bootstrap_mean(values, rng)
+        for index in np.ndindex(values.shape[1:]):
+            quantity, *setting = (axis[i] for axis, i in zip(axes, index))
+            rows.append((network, *setting, quantity, *(bound[index] for bound in interval), silent[index[1:]], *same))
+        share, hit = (cell[f"gaussian_{quantity}"][side] for quantity in ("share", "hit"))
+        interval = bootstrap_mean(np.stack([share, share - cell["area"][side], hit], 1), rng)
+        for quantity, *bounds in zip(QUANTITIES, *interval):
+            rows.append((network, "gaussian", "none", "none", "positive", quantity, *bounds, 0.0, *same))
+    columns = ["network", "explainer", "contrast", "target", "mass", "quantity", "value", "low", "high", "silent"]
+    return pd.DataFrame(rows, columns=[*columns, "area", "n_images", "truth"])
+
+
+def localisation_by_p_2(cells: Mapping[str, Arrays], edges: Sequence[float], rng: np.random.Generator) -> pd.DataFrame:
+    """How localisation goes as the second class vanishes: the evidence, mean over targets, in bins of p_2.
+
+    Args:
+        cells: for each network the arrays of the localisation stage.
+        edges: bins' edges, falling; above the first and below the last there is one more bin each.
+        rng: draws the bootstrap's resamples.
+    """
+    if list(edges) != sorted(edges, reverse=True):
+        raise ValueError(f"the edges of the bins of p_2 must fall: {list(edges)}")
+    names = [f"> {edges[0]:g}", *(f"{low:g} to {high:g}" for high, low in pairwise(edges)), f"< {edges[-1]:g}"]
+    rows = []
+    for network, cell in cells.items():
+        values = _localised(cell)[0][..., -1, -2]  # the mean over targets, the evidence
+        axes = [QUANTITIES, [*map(str, cell["explainers"]), "mean"], cell["contrasts"].tolist()]
+        for name, inside in zip(names, _in_bins(cell["p_2"], edges)):
+            if not inside.any():
+                continue
+            interval = bootstrap_mean(values[inside], rng)
+            for index in np.ndindex(values.shape[1:]):
+                quantity, explainer, contrast = (axis[i] for axis, i in zip(axes, index))
+                numbers = (bound[index] for bound in interval)
+                rows.append((network, name, explainer, contrast, quantity, *numbers, int(inside.sum())))
+    columns = ["network", "p_2", "explainer", "contrast", "quantity", "value", "low", "high", "n_images"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def transformers(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """Figure 5 in numbers: each measure of the variants at the chosen blocks, by p_2, with 95 % bootstrap intervals.
+
+    Quantities are the correlation of two variants' maps of one class (`alike`, mean over t1 and t2), that of one
+    variant's maps of t1 and t2 (`between`), `gain` and `hit` of localisation, and the relative probability of a target
+    with its positive or negative features kept (mean over baselines), or `unmasked`. `gain_margin`, and `margin` for
+    positive features, are what the contrast adds to the map without ReLU, image by image.
+    """
+    rows = []
+    for network, cell in cells.items():
+        bins = {"all": np.full(len(cell["p_2"]), True)} | dict(zip(BINS, _in_bins(cell["p_2"], EDGES)))
+        for e, (explainer, block) in enumerate(zip(cell["explainers"].tolist(), cell["chosen_blocks"].tolist())):
+            measures = _compared(cell, e, block) | _masked(cell, e)
+            for name, inside in bins.items():
+                rows += [(network, explainer, block, name, *row) for row in _measured(measures, inside, rng)]
+    return pd.DataFrame(rows, columns=["network", "explainer", "block", "p_2", *_MEASURED])
+
+
+def transformer_blocks(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """The measures of the variants at every block, all images together; see `transformers`."""
+    rows = []
+    for network, cell in cells.items():
+        for e, block in np.ndindex(cell["alike"].shape[1:3]):
+            measured = _measured(_compared(cell, e, block), np.full(len(cell["p_2"]), True), rng)
+            rows += [(network, cell["explainers"][e], block, *row) for row in measured]
+    return pd.DataFrame(rows, columns=["network", "explainer", "block", *_MEASURED])
+
+
+_MEASURED = ["quantity", "variant", "target", "rule", "value", "low", "high", "n_images"]
+
+
+def _measured(
+    measures: Mapping[tuple[str, ...], np.ndarray], inside: np.ndarray, rng: np.random.Generator
+) -> Iterator[tuple]:
+    """A row for each measure, over the images inside that have it."""
+    for key, values in measures.items():
+        own = values[inside & ~np.isnan(values)]
+        if len(own):
+            yield *key, *bootstrap_mean(own, rng), len(own)
+
+
+def _compared(cell: Arrays, e: int, block: int) -> dict[tuple[str, ...], np.ndarray]:
+    """Correlations and localisation of one explainer at one block: (B,) each, NaN for images without a region."""
+    known = cell["area"] > 0
+    alike = cell["alike"][:, e, block].mean(1)
+    measures: dict[tuple[str, ...], np.ndarray] = {}
+    for pair, values in zip(cell["pairs"].tolist(), alike.T):
+        measures["alike", pair, "mean", "none"] = values
+    for v, variant in enumerate(cell["variants"].tolist()):
+        at = slice(None), e, block, v
+        measures["between", variant, "t1 and t2", "none"] = cell["between"][at]
+        measures["gain", variant, "shown", "none"] = np.where(known, cell["share"][at] - cell["area"], np.nan)
+        measures["hit", variant, "shown", "none"] = np.where(known, cell["hit"][at], np.nan)
+    with_contrast, without = (measures["gain", v, "shown", "none"] for v in ("contrastive", "without_relu"))
+    measures["gain_margin", "contrastive", "shown", "none"] = with_contrast - without
+    return measures
+
+
+def _masked(cell: Arrays, e: int) -> dict[tuple[str, ...], np.ndarray]:
+    """Relative probabilities under blur and mask of one explainer: (B,) each."""
+    axes = [cell[axis] for axis in ("targets", "features", "variants", "rules")]
+    measures: dict[tuple[str, ...], np.ndarray] = {}
+    for target, values in zip(cell["targets"].tolist(), cell["unmasked"].T):
+        measures["unmasked", "none", target, "none"] = values
+    masked = cell["masked"][:, e].mean(2)  # (B, targets, features, variants, rules)
+    for index, (target, features, variant, rule) in _indexed(*axes):
+        measures[f"{features}_kept", variant, target, rule] = masked[(slice(None), *index)]
+    for target, rule in product(cell["targets"].tolist(), cell["rules"].tolist()):
+        with_contrast, without = (measures["positive_kept", v, target, rule] for v in ("contrastive", "without_relu"))
+        measures["margin", "contrastive", target, rule] = with_contrast - without
+    return measures
+
+
+def _in_bins(p_2: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
+    """Which images (B,) lie in each bin between falling edges, above and below them; an edge is of the lower bin."""
+    return [(low < p_2) & (p_2 <= high) for high, low in pairwise([np.inf, *edges, -np.inf])]
+
+
+def _localised(cell: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Values (B, quantities, explainers, contrasts, targets, masses) and silence without quantities; means last."""
+    area = cell["area"][:, None, None, None, None]
+    silent = cell["silent"].astype(float)
+    results = []
+    for values in (cell["share"], cell["share"] - area, cell["hit"], silent):
+        wanted, exchanged = (evidence(v, cell["evidence_signs"])[..., None] for v in (values, values[..., ::-1, :]))
+        values = np.concatenate([values, wanted, exchanged], -1)
+        for axis in (1, 3):
+            values = np.concatenate([values, values.mean(axis, keepdims=True)], axis)
+        results.append(values)
+    return np.stack(results[:-1], 1), results[-1]
+
+
+def _truth(cell: Arrays) -> str:
+    """What the regions are made of."""
+    return "discriminative parts" if cell["discriminative"] else "the bird's parts"
+
+
+def _indexed(*axes: np.ndarray) -> Iterator[tuple[tuple[int, ...], tuple]]:
+    """Index and labels of every cell of a grid."""
+    for index in np.ndindex(*(len(axis) for axis in axes)):
+        yield index, tuple(axis[i].item() for axis, i in zip(axes, index))
+
+
+def _cells(values: np.ndarray, *axes: np.ndarray) -> Iterator[tuple[tuple, float]]:
+    """Labels and value of every cell of a grid."""
+    for index, labels in _indexed(*axes):
+        yield labels, values[index]

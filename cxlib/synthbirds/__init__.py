@@ -1,0 +1,1 @@
+"""SynthBirds, the embedded data set, painted."""

@@ -1,0 +1,86 @@
+"""Make a data set: paint SynthBirds, download CUB-200-2011 or Food-101, sort ILSVRC2012; or check one that is there."""
+
+from pathlib import Path
+
+import click
+from _command import COUNT, POSITIVE, Stage, option
+
+from cxlib import fetch, runtime
+from cxlib.datasets import imagenet as ilsvrc2012
+from cxlib.datasets import images
+from cxlib.synthbirds import species
+
+
+@click.group()
+def main():
+    """Make the data set --out, unless --path names another folder: that one is checked, and taken as it is."""
+
+
+def is_taken(path, out):
+    """Whether --path is another folder than --out; then --out says what was found there."""
+    if Path(path).resolve() == Path(out).resolve():
+        return False
+    told = f"{path}: {len(images.read(path, 'test'))} test images, taken as they are"
+    with runtime.atomic(Path(out, "taken.txt")) as partial:
+        partial.write_text(f"{told}\n")
+    click.echo(told)
+    return True
+
+
+def place(function):
+    """The options of every data set."""
+    return option("--path")(option("--out")(function))
+
+
+def archive(function):
+    """The options of one that is downloaded."""
+    return option("--archives")(option("--url")(option("--md5")(function)))
+
+
+@main.command(cls=Stage)
+@place
+@option("--species-per-family", int)
+@option("--train-per-species", POSITIVE)
+@option("--test-per-species", POSITIVE)
+@option("--image-size", POSITIVE)
+@option("--ambiguity", float)
+@option("--seed", COUNT)
+def synthbirds(path, out, **settings):
+    """Paint SynthBirds, a bird data set in CUB-200-2011's layout."""
+    if not is_taken(path, out):
+        with runtime.atomic(out) as partial:
+            species.generate(partial, **settings)
+
+
+@main.command(cls=Stage)
+@place
+@archive
+def cub(path, out, archives, url, md5):
+    """Download CUB-200-2011 and unpack it; run it again to go on after an interruption."""
+    if not is_taken(path, out):
+        click.echo(f"{out} is complete: {fetch.cub_200_2011(out, archives, url, md5)} images")
+
+
+@main.command(cls=Stage)
+@place
+@archive
+def food101(path, out, archives, url, md5):
+    """Download Food-101 and unpack it; run it again to go on after an interruption."""
+    if not is_taken(path, out):
+        click.echo(f"{out} is complete: {fetch.food_101(out, archives, url, md5)} images")
+
+
+@main.command(cls=Stage)
+@place
+@option("--archives")
+@option("--devkit-md5")
+@option("--validation-md5")
+def imagenet(path, out, archives, devkit_md5, validation_md5):
+    """Sort ILSVRC2012's validation images out of the two official archives, which registered users may download."""
+    if not is_taken(path, out):
+        checksums = {ilsvrc2012.DEVKIT: devkit_md5, ilsvrc2012.VALIDATION: validation_md5}
+        click.echo(f"{out} is complete: {fetch.ilsvrc2012_validation(out, archives, checksums)} images")
+
+
+if __name__ == "__main__":
+    main()

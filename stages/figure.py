@@ -1,0 +1,23 @@
+"""Draw one figure from its table, or from its maps."""
+
+import click
+import pandas as pd
+from _command import Stage, option
+
+from cxlib import runtime
+from cxlib.review.report import figures
+
+
+@click.command(cls=Stage)
+@click.argument("name", type=click.Choice(list(figures.FIGURES)))
+@option("--table")
+@option("--out")
+def main(name, table, out):
+    """Draw the figure NAME of a --table (CSV), or of maps (NPZ), into the PNG --out."""
+    content = runtime.read_arrays(table) if table.endswith(".npz") else pd.read_csv(table)
+    with runtime.atomic(out) as partial:
+        figures.FIGURES[name](content, partial)
+
+
+if __name__ == "__main__":
+    main()
