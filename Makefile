@@ -45,5 +45,5 @@ params.yaml: .venv/ready
 
 # Pin anew what pyproject.toml asks for.
 lock: .venv/ready
-	uv pip compile --quiet pyproject.toml --extra dev --universal --generate-hashes \
+	uv pip compile --quiet pyproject.toml --extra review --extra test --universal --generate-hashes \
 	  --custom-compile-command "make lock" --output-file requirements.txt

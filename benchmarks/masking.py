@@ -91,9 +91,9 @@ def ours(network: nn.Module, images: Tensor, layer: nn.Module, explainers: list[
 
 
 def sides(n_images: int):
-    """A network and images for each side: parameters that want gradients, and frozen ones in channels_last."""
+    """A network whose parameters want gradients, images, and the layer, all in ordinary memory layout."""
     torch.manual_seed(0)
-    network = networks.build("vgg16_bn", num_classes=200)
+    network = networks.build("vgg16_bn", num_classes=200).requires_grad_()
     images = nn.functional.interpolate(torch.rand(n_images, 3, 14, 14), (224, 224), mode="bilinear")
     images = (images + 0.2 * torch.rand(n_images, 3, 224, 224)).clamp(0, 1)
     return network, images, networks.explanation_layer(network)
@@ -122,26 +122,13 @@ def main(n_images: int, explainers: str, runs: int, memory_of: str | None) -> No
     network, images, layer = sides(n_images)
     names = explainers.split(",")
     if memory_of:
-        if memory_of == "literal":
-            literal(network.requires_grad_(), images, layer, names, ("zeros",))
-        else:
-            ours(network.to(memory_format=torch.channels_last), images, layer, names, ("zeros",))
+        {"literal": literal, "cxlib": ours}[memory_of](network, images, layer, names, ("zeros",))
         print(own_peak())
         return
 
-    def run_literal():
-        frozen(False)
-        return literal(network, images, layer, names, BASELINES)
-
-    def run_ours():
-        frozen(True)
-        return ours(network, images, layer, names, BASELINES)
-
-    def frozen(fast: bool) -> None:
-        layout = torch.channels_last if fast else torch.contiguous_format
-        network.to(memory_format=layout).requires_grad_(not fast)
-
-    results, timings = interleaved({"literal": run_literal, "cxlib": run_ours}, runs)
+    both = {"literal": literal, "cxlib": ours}
+    runnable = {side: lambda f=f: f(network, images, layer, names, BASELINES) for side, f in both.items()}
+    results, timings = interleaved(runnable, runs)
     actual, n_evaluated = results["cxlib"]
     print(f"vgg16_bn, {n_images} images of 224 x 224, {explainers}, float32, {torch.get_num_threads()} threads")
     print(f"same numbers: {check(actual, results['literal'])}")

@@ -5,7 +5,6 @@ and at each step a loss whose `backward()` also computes the parameters' gradien
 numbers first.
 """
 
-import copy
 import time
 from collections.abc import Sequence
 from itertools import product
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cxlib import networks
-from cxlib.networks.folding import folded
 from cxlib.review.perturbation import perturbation_grid, sign_agreement
 
 CONTRASTS, EPSILONS, N_ITERATIONS = ("original", "mean", "max", "weighted"), (1e-3, 3e-3), (1, 2, 10)
@@ -88,11 +86,6 @@ def build(name: str, n_images: int) -> tuple[nn.Module, Tensor, Tensor]:
     return network, images, targets
 
 
-def quick(network: nn.Module) -> nn.Module:
-    """The network as the pipeline perturbs with it."""
-    return folded(copy.deepcopy(network).requires_grad_(False)).to(memory_format=torch.channels_last)
-
-
 def check(actual: Tensor, expected: Tensor) -> str:
     """Both sides agree: accuracy exactly, the rest relative to the largest change of the quantity."""
     if not torch.equal(actual[:, 0], expected[:, 0]):
@@ -131,7 +124,7 @@ def main(names: str, n_images: int, runs: int, bfloat16: bool, memory_of: str | 
         if memory_of == "literal":
             literal(network, images, targets, FEW)
         else:
-            ours(quick(network), images.to(memory_format=torch.channels_last), targets, FEW)
+            ours(network, images, targets, FEW)
         print(own_peak())
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {len(CONTRASTS) * 6} settings, float32")
@@ -139,10 +132,9 @@ def main(names: str, n_images: int, runs: int, bfloat16: bool, memory_of: str | 
     for name in names.split(","):
         batch = max(1, n_images // 2) if name == "vgg16" else n_images
         network, images, targets = build(name, batch)
-        fast, packed = quick(network), images.to(memory_format=torch.channels_last)
         sides = {
             "literal": lambda *a, n=network, x=images, t=targets: literal(n, x, t),
-            "cxlib": lambda *a, n=fast, x=packed, t=targets: ours(n, x, t),
+            "cxlib": lambda *a, n=network, x=images, t=targets: ours(n, x, t),
         }
         results, timings = interleaved(sides, runs)
         with FlopCounterMode(display=False) as counter:
@@ -157,8 +149,8 @@ def main(names: str, n_images: int, runs: int, bfloat16: bool, memory_of: str | 
         print(f"  ratio {wall:.2f} ({processor:.2f} in processor time), floor {FLOORS.get(name, 1)}", end="; ")
         print(f"cxlib runs at {share:.0%} of this machine's convolution rate")
         if bfloat16:
-            coarse = ours(fast, packed, targets, precision=torch.bfloat16)
-            agreement = sign_agreement(fast, packed, targets, CONTRASTS, torch.bfloat16).mean()
+            coarse = ours(network, images, targets, precision=torch.bfloat16)
+            agreement = sign_agreement(network, images, targets, CONTRASTS, torch.bfloat16).mean()
             change = (coarse - results["cxlib"]).abs().mean((0, 2)) / results["cxlib"].abs().mean((0, 2))
             moved = ", ".join(f"{name} by {part:.1%}" for name, part in zip(("p_t", "y_t"), change[1:].tolist()))
             print(f"  bfloat16: {agreement:.1%} of signs agree; mean change of {moved}")

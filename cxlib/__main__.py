@@ -1,4 +1,4 @@
-"""The command line: `python -m cxlib explain IMAGE …` says why this class and not that one, `list` what there is."""
+"""The command line: `cxlib explain IMAGE …` says why this class and not that one, `list` what there is."""
 
 import re
 from collections import Counter
@@ -43,10 +43,10 @@ def main() -> None:
     r"""Class-contrastive explanations: why this class, but not others?
 
     \b
-    python -m cxlib explain bird.jpg --network resnet50
-    python -m cxlib explain bird.jpg --network resnet50 --target robin --versus brambling
-    python -m cxlib explain photos/ --network data/finetuned/vgg16_bn.pt --classes data/CUB_200_2011/classes.txt
-    python -m cxlib list layers resnet50
+    cxlib explain bird.jpg --network resnet50
+    cxlib explain bird.jpg --network resnet50 --target robin --versus brambling
+    cxlib explain photos/ --network data/networks/vgg16_bn.pt --classes data/sets/cub/classes.txt
+    cxlib list layers resnet50
     """
 
 
@@ -145,7 +145,7 @@ def list_(what: str | None, name: str | None) -> None:
         ours = "The target against the class of --versus, or the second most probable one: e_t - e_s."
         table("contrasts", {key: f.__doc__ for key, f in CONTRASTS.items()} | {VERSUS: ours}, what is None)
     if what is None:
-        click.echo("networks: python -m cxlib list networks [PATTERN]\nlayers:   python -m cxlib list layers NETWORK")
+        click.echo("networks: cxlib list networks [PATTERN]\nlayers:   cxlib list layers NETWORK")
     if what == "networks":
         pattern = name or "*"
         for network in (known for known in known_networks() if fnmatch(known, pattern)):
@@ -394,4 +394,4 @@ def told(values: Tensor) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m cxlib")
+    main(prog_name="cxlib")

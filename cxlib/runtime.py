@@ -65,7 +65,7 @@ def machine(environment: Mapping[str, str]) -> Machine:
         name, default = f"CXLIB_{field.name.upper()}", field.default
         value = environment.get(name, default)
         if isinstance(default, int) and isinstance(value, str):
-            if not value.lstrip("-").isdecimal() or int(value) < default:
+            if not value.removeprefix("-").isdecimal() or int(value) < default:
                 raise ValueError(f"{name} must be a whole number of at least {default}, got {value!r}")
             value = int(value)
         given[field.name] = value
@@ -277,7 +277,7 @@ def _rounded(content: Any, decimals: int | None = None) -> Any:
     if isinstance(content, dict):
         return {key: _rounded(value, decimals) for key, value in content.items()}
     if isinstance(content, float | np.floating):
-        return float(f"{content:.6g}") if decimals is None else round(float(content), decimals)
+        return float(f"{content:.6g}") if decimals is None else round(float(content), decimals) + 0.0  # no -0.0
     if isinstance(content, np.integer | np.bool_):
         return content.item()
     return content

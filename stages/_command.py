@@ -1,5 +1,6 @@
 """What all stage scripts share: options, one line for bad input, the machine, and processes that share the work."""
 
+import logging
 import os
 import shlex
 import signal
@@ -31,9 +32,10 @@ POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 class Stage(click.Command):
     """A click command whose bad input ends in one line and exit code 1; options may be spelled as in params.yaml."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.context_settings["token_normalize_func"] = lambda token: token.replace("_", "-")
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words; only options' names may have `_` in place of `-`, values are what they are."""
+        words = [word.partition("=") if word.startswith("--") else ("", "", word) for word in args]
+        return super().parse_args(ctx, [name.replace("_", "-") + equals + value for name, equals, value in words])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the stage; every option's value is known to be well-formed."""
@@ -74,6 +76,8 @@ def settings() -> runtime.Machine:
         given = yaml.safe_load(MACHINE.read_text()) if MACHINE.is_file() else None
     except yaml.YAMLError as error:
         raise ValueError(f"{MACHINE} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given or {}, dict):
+        raise ValueError(f"{MACHINE} must hold lines of NAME: VALUE, got a {type(given).__name__}")
     for name, value in (given or {}).items():
         runtime.check_name(f"setting in {MACHINE}", name, [field.name for field in fields(runtime.Machine)])
         os.environ.setdefault(f"CXLIB_{name.upper()}", str(value))
@@ -93,6 +97,7 @@ def launch(machine: runtime.Machine) -> None:
     if machine.nodes > 1 and machine.spawn:
         command = [*shlex.split(machine.spawn), sys.executable, *sys.argv]
         sys.exit(subprocess.run(command, env=os.environ | {"CXLIB_SPAWN": ""}).returncode)
+    logging.disable(logging.WARNING)  # what the launcher says of its own doings
     alone = machine.nodes == 1
     config = LaunchConfig(
         min_nodes=machine.nodes,
@@ -168,7 +173,7 @@ def option(name: str, kind: Any = str, **more: Any) -> Any:
 
 
 #: A required option that is given once for each member of a list; and one that is on or `--no-…`.
-several, flag = partial(option, multiple=True), partial(option, kind=None, default=None)
+several, flag = partial(option, multiple=True), partial(option, kind=None)
 
 
 def images(command: Any) -> Any:

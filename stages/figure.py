@@ -15,8 +15,11 @@ from cxlib.review.report import figures
 def main(name, table, out):
     """Draw the figure NAME of a --table (CSV), or of maps (NPZ), into the PNG --out."""
     content = runtime.read_arrays(table) if table.endswith(".npz") else pd.read_csv(table)
-    with runtime.atomic(out) as partial:
-        figures.FIGURES[name](content, partial)
+    try:
+        with runtime.atomic(out) as partial:
+            figures.FIGURES[name](content, partial)
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"{table} is not what {name} is drawn from: it lacks {error}") from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Norm of the input gradient against the logit, for classes spread over the ranks (Figure 6)."""
 
 from functools import partial
+from pathlib import Path
 
 import click
 import numpy as np
@@ -47,7 +48,7 @@ def main(network, data, image_size, crop, max_images, seed, points, table, metri
         fit, r2 = statistics.second_degree_fit(y, norm)
         correlations = statistics.rank_correlation(y, norm)
         runtime.write_csv(points, pd.DataFrame(rows))
-        fitted = dict(zip(("quadratic", "linear", "constant"), fit)) | {"r2": r2}
+        fitted = {"network": Path(network).stem, "r2": r2} | dict(zip(("quadratic", "linear", "constant"), fit))
         fitted |= {"rank_correlation_mean": correlations.mean(), "rank_correlation_lowest": correlations.min()}
         about = {"n_images": len(chosen), "computed_by": run.computed_by}
         runtime.write_csv(table, pd.DataFrame([fitted | about]))

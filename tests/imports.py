@@ -1,4 +1,4 @@
-"""Which of the repository's files a stage script executes: `python -m tests.imports stages/perturb.py` prints them."""
+"""Which of the repository's code a stage script executes: `python -m tests.imports stages/perturb.py` prints it."""
 
 import ast
 import re
@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 
 SCRIPT = re.compile(r"\bstages/\w+\.py\b")
+#: Folders that are a dependency as a whole, also of a stage that executes but a part of them.
+LAYERS = ("cxlib/datasets", "cxlib/networks", "cxlib/explainers", "cxlib/training", "cxlib/synthbirds")
 
 
 def imported_names(path: Path, package: str) -> Iterator[str]:
@@ -37,10 +39,19 @@ def files_of(name: str, folder: Path) -> Iterator[Path]:
         yield from (file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file())
 
 
-def executed(script: str, root: Path, package: str = "cxlib") -> set[str]:
-    """Return the script and the package's modules that it imports, also through others.
+def says_nothing(path: Path) -> bool:
+    """Whether a file is an `__init__.py` that holds a docstring at most: executing it does nothing."""
+    if path.name != "__init__.py":
+        return False
+    body = ast.parse(path.read_text(encoding="utf-8"), str(path)).body
+    return not body or (len(body) == 1 and ast.get_docstring(ast.Module(body, [])) is not None)
 
-    What scripts share in `stages/` parses options; a change of it must not retrain a network.
+
+def executed(script: str, root: Path, package: str = "cxlib") -> set[str]:
+    """Return the script, what lies beside it and the package's modules, all that it imports, also through others.
+
+    Raises:
+        ValueError: something is imported through the package's lazy public face, so that nobody can tell which file.
     """
     found: set[Path] = set()
     todo = [root / script]
@@ -52,12 +63,29 @@ def executed(script: str, root: Path, package: str = "cxlib") -> set[str]:
         within = ".".join(path.parent.relative_to(root).parts)
         for name in imported_names(path, within):
             if name.split(".")[0] == package:
-                todo += files_of(name, root)
-    return {path.relative_to(root).as_posix() for path in found}
+                files = list(files_of(name, root))
+                face = root / package / "__init__.py"
+                if files == [face] and "__getattr__" in face.read_text(encoding="utf-8"):
+                    raise ValueError(
+                        f"{path.relative_to(root)} imports {name} through the public face: name its module"
+                    )
+                todo += files
+            else:
+                todo += files_of(name, (root / script).parent)  # first on Python's path
+    return {path.relative_to(root).as_posix() for path in found if not says_nothing(path)}
 
 
-def wrong_deps(root: Path, package: str = "cxlib") -> list[str]:
-    """Return a line for each stage of `dvc.yaml` whose listed Python files are not those that its scripts execute."""
+def covered(folder: str, needed: set[str], root: Path, layers: tuple[str, ...] = LAYERS) -> set[str]:
+    """Return the executed files below a folder that may stand for them in dvc.yaml; none where it may not.
+
+    It may where every file of it is executed, and where it is a layer.
+    """
+    files = {path.relative_to(root).as_posix() for path in (root / folder).rglob("*.py") if not says_nothing(path)}
+    return files & needed if folder in layers or files <= needed else set()
+
+
+def wrong_deps(root: Path, package: str = "cxlib", layers: tuple[str, ...] = LAYERS) -> list[str]:
+    """Return a line for each stage of `dvc.yaml` whose listed code is not what its scripts execute."""
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     wrong = []
     for name, stage in stages.items():
@@ -69,14 +97,35 @@ def wrong_deps(root: Path, package: str = "cxlib") -> list[str]:
             reason = f"{absent[0]}, which does not exist" if absent else "no stages/*.py"
             wrong.append(f"{name}: its cmd runs {reason}")
             continue
-        needed = set().union(*(executed(script, root, package) for script in scripts))
+        try:
+            needed = set().union(*(executed(script, root, package) for script in scripts))
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
+            continue
         ours = tuple(f"{folder}/" for folder in (package, "stages"))
-        listed = {dep for dep in stage.get("deps", []) if isinstance(dep, str) and f"{dep}/".startswith(ours)}
-        wrong += [f"{name}: deps lack {file}" for file in sorted(needed - listed)]
-        wrong += [f"{name}: deps list {file}, which it does not execute" for file in sorted(listed - needed)]
+        listed = {dep.rstrip("/") for dep in stage.get("deps", []) if isinstance(dep, str)}
+        listed = {dep for dep in listed if f"{dep}/".startswith(ours)}
+        # What each dependency stands for.
+        has = {dep: covered(dep, needed, root, layers) if (root / dep).is_dir() else {dep} & needed for dep in listed}
+        wrong += [f"{name}: deps lack {file}" for file in sorted(needed.difference(*has.values()))]
+        wrong += [f"{name}: deps list {dep}, which it does not execute" for dep in sorted(listed) if not has[dep]]
+        for dep in sorted(listed):
+            inside = [folder for folder in listed if has[folder] and dep.startswith(f"{folder}/")]
+            wrong += [f"{name}: deps list {dep}, which is in {folder}" for folder in inside if has[dep]]
     return wrong
+
+
+def shortest_deps(script: str, root: Path, package: str = "cxlib", layers: tuple[str, ...] = LAYERS) -> list[str]:
+    """Return what dvc.yaml lists for a script: folders that are a layer or executed as a whole, else files."""
+    needed, deps = executed(script, root, package), []
+    for folder in sorted((path for path in (root / package).rglob("*") if path.is_dir()), key=lambda p: len(p.parts)):
+        below = covered(folder.relative_to(root).as_posix(), needed, root, layers)
+        if below:
+            deps.append(folder.relative_to(root).as_posix())
+            needed -= below
+    return sorted({*deps, *needed})
 
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        print(*(f"      - {file}" for file in sorted(executed(argument, Path.cwd()))), sep="\n")
+        print(*(f"      - {dep}" for dep in shortest_deps(argument, Path.cwd())), sep="\n")

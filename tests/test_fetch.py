@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,10 @@ import tarfile
 import threading
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -27,6 +31,7 @@ from test_params import ROOT, command
 
 from cxlib import fetch
 from cxlib.datasets import cub, imagenet, images
+from cxlib.synthbirds import species
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -270,13 +275,23 @@ def test_two_processes_do_not_write_into_one_file(server, tmp_path):
     assert server.asked == []
 
 
-# --- CUB-200-2011 -----------------------------------------------------------------------------------------------
+# --- CUB-200-2011 and Food-101 ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def official(tmp_path_factory):
-    """What CUB's archive holds, with four small images: the folder, and the attributes' names beside it."""
-    top = tmp_path_factory.mktemp("official")
+class Published(NamedTuple):
+    """A published data set with four small images: its archive in the true layout, and what must come of it."""
+
+    name: str
+    get: Callable
+    archive: str
+    folder: str  # that the archive holds
+    source: Path  # what the archive is made of
+    unpacked: dict
+    image: str  # one of those that are listed
+
+
+def cub_in_small(top):
+    """CUB's folder, and the attributes' names beside it."""
     folder = top / "CUB_200_2011"
     for seed, name in enumerate(("b/one", "a/two", "b/three", "a/four")):
         picture(folder / "images" / f"{name}.jpg", (120, 90), seed=seed)
@@ -286,143 +301,193 @@ def official(tmp_path_factory):
     percentages = [f"{100 * (row == 6)}.0 20.0" for row in range(7)]
     (folder / "attributes" / "class_attribute_labels_continuous.txt").write_text("\n".join(percentages))
     (top / "attributes.txt").write_text("1 has_crown_color::blue\n2 has_tail_shape::forked_tail\n")
-    return top
+    unpacked = contents(folder) | {"attributes/attributes.txt": (top / "attributes.txt").read_bytes()}
+    return Published("cub", fetch.cub_200_2011, "CUB_200_2011.tgz", folder.name, top, unpacked, "images/b/one.jpg")
 
 
-@pytest.fixture(scope="module")
-def unpacked(official):
-    """What must come of it."""
-    folder = contents(official / "CUB_200_2011")
-    return folder | {"attributes/attributes.txt": (official / "attributes.txt").read_bytes()}
+def food_in_small(top):
+    folder, dishes = top / "food-101", ("sushi", "apple_pie")
+    (folder / "meta").mkdir(parents=True)
+    (folder / "README.txt").write_text("Food-101\n")
+    (folder / "license_agreement.txt").write_text("FAIR USE\n")
+    (folder / "meta" / "classes.txt").write_text("\n".join(sorted(dishes)) + "\n")
+    (folder / "meta" / "labels.txt").write_text("Apple pie\nSushi\n")
+    for place, split in enumerate(("train", "test")):
+        listed = {dish: [f"{dish}/{100 + place}"] for dish in dishes}
+        (folder / "meta" / f"{split}.json").write_text(json.dumps(listed))
+        (folder / "meta" / f"{split}.txt").write_text("".join(f"{names[0]}\n" for names in listed.values()))
+        for seed, (name,) in enumerate(listed.values()):
+            picture(folder / "images" / f"{name}.jpg", (120, 90), seed=10 * place + seed)
+    archive, image = "food-101.tar.gz", "images/sushi/101.jpg"
+    return Published("food101", fetch.food_101, archive, folder.name, top, contents(folder), image)
+
+
+@pytest.fixture(scope="module", params=[cub_in_small, food_in_small], ids=["cub", "food101"])
+def published(request, tmp_path_factory):
+    return request.param(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
-def birds(serve, official):
-    return serve(tar_of(official))
+def mirror(serve, published):
+    """A server of the data set's archive."""
+    return serve(tar_of(published.source))
 
 
-def get_birds(server, folder, fault=""):
-    return fetch.cub_200_2011(folder, server.url(fault), md5(server.data))
+def get(published, server, folder, fault=""):
+    """Fetch a data set as `folder`, its archive into the folder `archives` beside it."""
+    return published.get(folder, folder.parent / "archives", server.url(fault), md5(server.data))
 
 
-def test_cub_is_downloaded_unpacked_and_read(birds, unpacked, tmp_path):
-    folder = tmp_path / "data" / "CUB_200_2011"
-    assert get_birds(birds, folder) == 4
-    assert contents(folder) == unpacked
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["CUB_200_2011", "CUB_200_2011.tgz"]
-    assert len(images.read(folder, "test")) == 3
-    assert cub.discriminative_parts(folder, 0, 1) == {"crown"}
+def bring(published, data, tmp_path):
+    """Put bytes where the archive is looked for."""
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / published.archive).write_bytes(data)
+
+
+def only_the_archive(published, data):
+    return {"archives": None, f"archives/{published.archive}": data}
+
+
+def test_data_set_is_downloaded_unpacked_and_counted(published, mirror, tmp_path):
+    folder = tmp_path / "data" / "sets" / "mine"
+    archives = tmp_path / "data" / "archives"
+    assert published.get(folder, archives, mirror.url(), md5(mirror.data)) == 4
+    assert contents(folder) == published.unpacked
+    assert contents(archives) == {published.archive: mirror.data}
+    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
     # Again: nothing to do, also without the archive.
-    (tmp_path / "data" / "CUB_200_2011.tgz").unlink()
-    assert get_birds(birds, folder) == 4
-    assert birds.asked == [None]
+    shutil.rmtree(archives)
+    assert published.get(folder, archives, mirror.url(), md5(mirror.data)) == 4
+    assert mirror.asked == [None]
+    assert not archives.exists()
+
+
+def test_cub_is_read_with_the_parts_that_tell_its_classes_apart(serve, tmp_path):
+    birds = cub_in_small(tmp_path / "source")
+    get(birds, serve(tar_of(birds.source)), tmp_path / "birds")
+    assert len(images.read(tmp_path / "birds", "test")) == 3
+    assert cub.discriminative_parts(tmp_path / "birds", 0, 1) == {"crown"}
+
+
+def test_food101_is_read_as_torchvision_reads_what_it_unpacks(serve, tmp_path):
+    food = food_in_small(tmp_path / "source")
+    get(food, serve(tar_of(food.source)), tmp_path / "dishes")
+    with tarfile.open(tmp_path / "archives" / food.archive) as tar:
+        tar.extractall(tmp_path / "theirs", filter="data")
+    for split in ("train", "test"):
+        ours, theirs = images.read(tmp_path / "dishes", split), torchvision.datasets.Food101(tmp_path / "theirs", split)
+        assert ours.classes == tuple(theirs.classes) == ("apple_pie", "sushi")
+        assert ours.labels == tuple(theirs._labels)
+        assert [path.read_bytes() for path in ours.paths] == [path.read_bytes() for path in theirs._image_files]
 
 
 @pytest.mark.parametrize("place", ["empty", "link"])
-def test_cub_goes_into_an_empty_folder_and_through_a_link(birds, unpacked, tmp_path, place):
-    folder = tmp_path / "birds"
+def test_data_set_goes_into_an_empty_folder_and_through_a_link(published, mirror, tmp_path, place):
+    folder = tmp_path / "mine"
     (tmp_path / "disk").mkdir()
     folder.mkdir() if place == "empty" else folder.symlink_to(tmp_path / "disk")
-    get_birds(birds, folder)
-    assert contents(folder.resolve()) == unpacked
+    get(published, mirror, folder)
+    assert contents(folder.resolve()) == published.unpacked
     assert folder.is_symlink() == (place == "link")
 
 
 @pytest.mark.parametrize("start", ["", "./"])
-def test_archives_are_packed_with_or_without_a_dot_and_more_beside_the_folder(
-    serve, official, unpacked, tmp_path, start
-):
+def test_archives_are_packed_with_or_without_a_dot_and_more_beside_the_folder(published, serve, tmp_path, start):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name in ("CUB_200_2011", "attributes.txt"):
-            tar.add(official / name, start + name)
-            tar.addfile(tarfile.TarInfo(f"{start}._{name}"))
-    get_birds(serve(buffer.getvalue()), tmp_path / "birds.v2")
-    assert contents(tmp_path / "birds.v2") == unpacked
+        for path in sorted(published.source.iterdir()):
+            tar.add(path, start + path.name)
+            tar.addfile(tarfile.TarInfo(f"{start}._{path.name}"))
+    get(published, serve(buffer.getvalue()), tmp_path / "mine.v2")
+    assert contents(tmp_path / "mine.v2") == published.unpacked
 
 
-def test_archive_that_was_brought_is_taken(birds, unpacked, tmp_path):
-    (tmp_path / "CUB_200_2011.tgz").write_bytes(birds.data)
-    get_birds(birds, tmp_path / "birds")
-    assert contents(tmp_path / "birds") == unpacked
-    assert birds.asked == []
+def test_archive_that_was_brought_is_taken(published, mirror, tmp_path):
+    bring(published, mirror.data, tmp_path)
+    get(published, mirror, tmp_path / "mine")
+    assert contents(tmp_path / "mine") == published.unpacked
+    assert mirror.asked == []
 
 
-def test_incomplete_folder_is_named_and_left_alone(birds, official, tmp_path):
-    folder = tmp_path / "birds"
-    shutil.copytree(official / "CUB_200_2011", folder)
-    (folder / "images" / "a" / "two.jpg").unlink()
+def test_incomplete_folder_is_named_and_left_alone(published, mirror, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(published.source / published.folder, folder)
+    (folder / published.image).unlink()
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=re.escape(f"{folder / 'images' / 'a' / 'two.jpg'} is listed")) as caught:
-        get_birds(birds, folder)
+    with pytest.raises(ValueError, match=re.escape(f"{folder / published.image} is listed")) as caught:
+        get(published, mirror, folder)
     assert str(caught.value).endswith(f"or remove {folder} and fetch it anew")
     assert contents(tmp_path) == before
-    assert birds.asked == []
-
-
-def odd(name, kind, target=""):
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, target
-    return member
+    assert mirror.asked == []
 
 
 @pytest.mark.parametrize(
-    "member",
+    ("name", "kind", "target"),
     [
-        odd("CUB_200_2011/../../evil", tarfile.REGTYPE),
-        odd("/tmp/evil", tarfile.REGTYPE),
-        odd("../evil", tarfile.DIRTYPE),
-        odd("CUB_200_2011/evil", tarfile.SYMTYPE, "/etc/passwd"),
-        odd("CUB_200_2011/evil", tarfile.SYMTYPE, "images.txt"),
-        odd("CUB_200_2011/evil", tarfile.LNKTYPE, "CUB_200_2011/images.txt"),
-        odd("CUB_200_2011/evil", tarfile.CHRTYPE),
-        odd("CUB_200_2011/evil", tarfile.FIFOTYPE),
+        ("FOLDER/../../evil", tarfile.REGTYPE, ""),
+        ("/tmp/evil", tarfile.REGTYPE, ""),
+        ("../evil", tarfile.DIRTYPE, ""),
+        ("FOLDER/evil", tarfile.SYMTYPE, "/etc/passwd"),
+        ("FOLDER/evil", tarfile.SYMTYPE, "images.txt"),
+        ("FOLDER/evil", tarfile.LNKTYPE, "FOLDER/images.txt"),
+        ("FOLDER/evil", tarfile.CHRTYPE, ""),
+        ("FOLDER/evil", tarfile.FIFOTYPE, ""),
     ],
-    ids=lambda member: f"{member.name}-{member.type.decode()}",
 )
-def test_unsafe_member_of_an_archive_is_named_and_nothing_unpacked(serve, official, tmp_path, member):
-    server = serve(tar_of(official, extra=[member]))
-    folder = tmp_path / "data" / "birds"
+def test_unsafe_member_of_an_archive_is_named_and_nothing_unpacked(published, serve, tmp_path, name, kind, target):
+    member = tarfile.TarInfo(name.replace("FOLDER", published.folder))
+    member.type, member.linkname = kind, target.replace("FOLDER", published.folder)
+    server = serve(tar_of(published.source, extra=[member]))
     with pytest.raises(ValueError, match=re.escape(repr(member.name))) as caught:
-        get_birds(server, folder)
-    assert str(folder.with_name("CUB_200_2011.tgz")) in str(caught.value)
+        get(published, server, tmp_path / "mine")
+    assert str(tmp_path / "archives" / published.archive) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert contents(tmp_path) == {"data": None, "data/CUB_200_2011.tgz": server.data}
+    assert contents(tmp_path) == only_the_archive(published, server.data)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"<html>", lambda data: b""])
-def test_damaged_archive_is_named(serve, official, tmp_path, damage):
+def test_damaged_archive_is_named(published, serve, tmp_path, damage):
     """Its checksum is right here, as of a mirror that packed it badly."""
-    server = serve(damage(tar_of(official)))
-    (tmp_path / "CUB_200_2011.tgz").write_bytes(server.data)
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'CUB_200_2011.tgz'} is damaged")):
-        get_birds(server, tmp_path / "birds")
-    assert contents(tmp_path) == {"CUB_200_2011.tgz": server.data}
+    server = serve(damage(tar_of(published.source)))
+    bring(published, server.data, tmp_path)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'archives' / published.archive} is damaged")):
+        get(published, server, tmp_path / "mine")
+    assert contents(tmp_path) == only_the_archive(published, server.data)
 
 
-def test_archive_without_an_image_that_it_lists_is_not_put_in_place(serve, official, tmp_path):
-    shutil.copytree(official, tmp_path / "less")
-    (tmp_path / "less" / "CUB_200_2011" / "images" / "b" / "one.jpg").unlink()
+def test_archive_without_an_image_that_it_lists_is_not_put_in_place(published, serve, tmp_path):
+    shutil.copytree(published.source, tmp_path / "less")
+    (tmp_path / "less" / published.folder / published.image).unlink()
     server = serve(tar_of(tmp_path / "less"))
-    with pytest.raises(ValueError, match=r"CUB_200_2011\.tgz is not CUB-200-2011's archive \(.*one\.jpg is listed"):
-        get_birds(server, tmp_path / "new" / "birds")
-    assert list(contents(tmp_path / "new")) == ["CUB_200_2011.tgz"]
+    archive, image = tmp_path / "new" / "archives" / published.archive, Path(published.image).name
+    message = rf"{re.escape(str(archive))} is not the archive of {published.folder} \(.*{image} is listed"
+    with pytest.raises(ValueError, match=message):
+        get(published, server, tmp_path / "new" / "mine")
+    assert contents(tmp_path / "new") == only_the_archive(published, server.data)
 
 
-def test_room_is_made_sure_of_before_unpacking(birds, unpacked, tmp_path, monkeypatch):
+def test_archive_of_another_data_set_is_not_put_in_place(published, serve, tmp_path):
+    other = (food_in_small if published.name == "cub" else cub_in_small)(tmp_path / "source")
+    server = serve(tar_of(other.source))
+    with pytest.raises(ValueError, match=rf"{published.archive} is not the archive of {published.folder}"):
+        get(published, server, tmp_path / "new" / "mine")
+    assert contents(tmp_path / "new") == only_the_archive(published, server.data)
+
+
+def test_room_is_made_sure_of_before_unpacking(published, mirror, tmp_path, monkeypatch):
     """A file takes whole blocks of the disk."""
-    needed = sum(4096 * -(-len(data) // 4096) for data in unpacked.values() if data)
-    assert needed > len(birds.data)
+    needed = sum(4096 * -(-len(data) // 4096) for data in published.unpacked.values() if data)
+    assert needed > len(mirror.data)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1))
     with pytest.raises(ValueError, match=rf"{tmp_path} has \d+ MB free, the unpacked archive takes \d+ MB"):
-        get_birds(birds, tmp_path / "birds")
-    assert list(contents(tmp_path)) == ["CUB_200_2011.tgz"]
+        get(published, mirror, tmp_path / "mine")
+    assert contents(tmp_path) == only_the_archive(published, mirror.data)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed))
-    get_birds(birds, tmp_path / "birds")
-    assert birds.asked == [None]
+    get(published, mirror, tmp_path / "mine")
+    assert mirror.asked == [None]
 
 
-def test_disk_that_fills_while_unpacking_leaves_no_half_folder(birds, tmp_path, monkeypatch):
+def test_disk_that_fills_while_unpacking_leaves_no_half_folder(published, mirror, tmp_path, monkeypatch):
     extract, calls = tarfile.TarFile.extract, []
 
     def fill(tar, member, path):
@@ -433,41 +498,41 @@ def test_disk_that_fills_while_unpacking_leaves_no_half_folder(birds, tmp_path, 
 
     monkeypatch.setattr(tarfile.TarFile, "extract", fill)
     with pytest.raises(OSError, match="No space left"):
-        get_birds(birds, tmp_path / "birds")
-    assert list(contents(tmp_path)) == ["CUB_200_2011.tgz"]
+        get(published, mirror, tmp_path / "mine")
+    assert contents(tmp_path) == only_the_archive(published, mirror.data)
 
 
 def wait_for(condition):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def test_kill_while_downloading_then_again(birds, unpacked, tmp_path):
-    script = [sys.executable, ROOT / "stages" / "fetch.py", "cub", "--url", birds.url("slow"), "--md5", md5(birds.data)]
-    script += ["--out", tmp_path / "birds"]
-    partial = tmp_path / "CUB_200_2011.tgz.partial"
+def test_kill_while_downloading_then_again(published, mirror, tmp_path):
+    folder, archives = tmp_path / "mine", tmp_path / "archives"
+    script = [sys.executable, ROOT / "stages" / "data.py", published.name, "--path", folder, "--out", folder]
+    script += ["--archives", archives, "--url", mirror.url("slow"), "--md5", md5(mirror.data)]
+    partial = archives / f"{published.archive}.partial"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(script, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: partial.is_file() and partial.stat().st_size > 10_000)
     first.kill()
     first.wait()
-    assert list(contents(tmp_path)) == [partial.name]
     size = partial.stat().st_size
-    assert partial.read_bytes() == birds.data[:size]
-    assert size < len(birds.data)
+    assert contents(tmp_path) == {"archives": None, f"archives/{partial.name}": mirror.data[:size]}
+    assert size < len(mirror.data)
 
     again = subprocess.run(script, env=environment, capture_output=True, text=True)
-    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'birds'} is complete: 4 images\n"), again.stderr
-    assert birds.asked == [None, f"bytes={size}-"]
-    assert contents(tmp_path / "birds") == unpacked
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["CUB_200_2011.tgz", "birds"]
+    assert (again.returncode, again.stdout) == (0, f"{folder} is complete: 4 images\n"), again.stderr
+    assert mirror.asked == [None, f"bytes={size}-"]
+    assert contents(folder) == published.unpacked
+    assert contents(archives) == {published.archive: mirror.data}
 
 
 KILLED = """
 import os, signal, sys, tarfile
-from cxlib.datasets import fetch
+from cxlib import fetch
 extract, calls = tarfile.TarFile.extract, []
 def kill(*arguments):
     calls.append(arguments)
@@ -478,30 +543,35 @@ tarfile.TarFile.extract = kill
 """
 
 
-def test_kill_while_unpacking_then_again(birds, unpacked, tmp_path):
-    (tmp_path / "CUB_200_2011.tgz").write_bytes(birds.data)
-    folder = tmp_path / "birds"
-    code = f"{KILLED}fetch.cub_200_2011({str(folder)!r}, {birds.url()!r}, {md5(birds.data)!r})"
+def die(function, *arguments):
+    """Call a function of `cxlib.fetch` in a process that is killed when three files are unpacked."""
+    code = f"{KILLED}fetch.{function.__name__}(*{arguments!r})"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_kill_while_unpacking_then_again(published, mirror, tmp_path):
+    bring(published, mirror.data, tmp_path)
+    folder = tmp_path / "mine"
+    die(published.get, str(folder), str(tmp_path / "archives"), mirror.url(), md5(mirror.data))
     assert not folder.exists()
-    assert len(list(tmp_path.iterdir())) == 2  # the archive, and the half-filled folder
-    get_birds(birds, folder)
-    assert contents(folder) == unpacked
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["CUB_200_2011.tgz", "birds"]
+    assert len(list(tmp_path.iterdir())) == 2  # the archives, and the half-filled folder
+    get(published, mirror, folder)
+    assert contents(folder) == published.unpacked
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archives", "mine"]
 
 
-def test_only_half_filled_folders_of_processes_that_are_gone_are_removed(birds, unpacked, tmp_path):
+def test_only_half_filled_folders_of_processes_that_are_gone_are_removed(published, mirror, tmp_path):
     """A container gives every process the same number: what bears ours is not ours."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    names = {pid: f".birds.{pid}.partial" for pid in (1, os.getppid(), gone.pid, os.getpid(), "note")}
+    names = {pid: f".mine.{pid}.partial" for pid in (1, os.getppid(), gone.pid, os.getpid(), "note")}
     for name in names.values():
         (tmp_path / name).mkdir()
         (tmp_path / name / "stray").touch()
-    get_birds(birds, tmp_path / "birds")
-    assert contents(tmp_path / "birds") == unpacked
-    left = {path.name for path in tmp_path.iterdir()} - {"birds", "CUB_200_2011.tgz"}
+    get(published, mirror, tmp_path / "mine")
+    assert contents(tmp_path / "mine") == published.unpacked
+    left = {path.name for path in tmp_path.iterdir()} - {"mine", "archives"}
     assert left == {names[1], names[os.getppid()], names["note"]}
 
 
@@ -592,29 +662,13 @@ def test_sorted_folder_needs_no_archives(archives, tmp_path):
     assert fetch.ilsvrc2012_validation(archives, tmp_path / "nowhere") == 5
 
 
-def test_unsorted_archives_name_the_command_that_sorts_them(archives, monkeypatch):
+def test_unsorted_archives_name_the_function_that_sorts_them(archives):
     for read in (images.read, imagenet.read):
-        with pytest.raises(ValueError, match=rf"{archives} holds ILSVRC2012's archives, not yet sorted") as caught:
+        message = rf"{archives} holds ILSVRC2012's archives, not sorted: use fetch\.ilsvrc2012_validation$"
+        with pytest.raises(ValueError, match=message):
             read(archives)
-    words = re.search("`(.*)`", str(caught.value))[1].split()
-    assert words[:2] == ["python", "stages/fetch.py"]
-    result = CliRunner().invoke(command(words[1]), words[2:])
-    assert (result.exit_code, result.stdout) == (0, f"{archives} is complete: 5 images\n")
+    assert fetch.ilsvrc2012_validation(archives, archives) == 5
     assert len(images.read(archives)) == 5
-
-
-@pytest.mark.parametrize("name", imagenet.ARCHIVES)
-@pytest.mark.parametrize("fault", ["missing", "damaged"])
-def test_missing_or_damaged_archive_is_named_with_its_source_and_place(archives, name, fault):
-    path = archives / name
-    path.write_bytes(path.read_bytes()[:-1]) if fault == "damaged" else path.unlink()
-    before = contents(archives)
-    result = CliRunner().invoke(command("stages/fetch.py"), ["imagenet", "--archives", archives, "--out", archives])
-    error = result.stderr.splitlines()[-1]
-    assert result.exit_code == 1
-    assert error.startswith(f"Error: {path} is {fault}")
-    assert "image-net.org" in error
-    assert contents(archives) == before
 
 
 @pytest.mark.parametrize(
@@ -655,13 +709,133 @@ def test_flat_images_are_not_taken_for_sorted_ones(archives, photographs):
 
 
 def test_kill_while_sorting_then_again(archives, tmp_path):
-    checksums = dict(imagenet.ARCHIVES)
-    code = f"{KILLED}fetch.ilsvrc2012_validation({str(archives)!r}, {str(archives)!r}, {checksums!r})"
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    die(fetch.ilsvrc2012_validation, str(archives), str(archives), dict(imagenet.ARCHIVES))
     assert not (archives / "val").exists()
     assert imagenet.is_unsorted(archives)
     assert fetch.ilsvrc2012_validation(archives, archives) == 5
     assert sorted(path.name for path in archives.iterdir()) == [imagenet.DEVKIT, imagenet.VALIDATION, "val"]
     fetch.ilsvrc2012_validation(tmp_path / "never killed", archives)
     assert contents(archives / "val") == contents(tmp_path / "never killed" / "val")
+
+
+# --- the stage --------------------------------------------------------------------------------------------------
+
+PAINTED = {
+    "species_per_family": 2,
+    "train_per_species": 1,
+    "test_per_species": 1,
+    "image_size": 24,
+    "ambiguity": 0.2,
+    "seed": 3,
+}
+
+
+def run(name, path, out, *words):
+    """The command of stages/data.py."""
+    words = [name, "--path", path, "--out", out, *words]
+    return CliRunner().invoke(command("stages/data.py"), [str(word) for word in words])
+
+
+def options(values):
+    return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def sources(archives):
+    """The words that say where ImageNet comes from."""
+    md5s = imagenet.ARCHIVES[imagenet.DEVKIT], imagenet.ARCHIVES[imagenet.VALIDATION]
+    return "--archives", archives, "--devkit-md5", md5s[0], "--validation-md5", md5s[1]
+
+
+def test_stage_fetches_a_published_data_set(published, mirror, tmp_path):
+    words = "--archives", tmp_path / "archives", "--url", mirror.url(), "--md5", md5(mirror.data)
+    result = run(published.name, tmp_path / "mine", tmp_path / "mine", *words)
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'mine'} is complete: 4 images\n"), result.output
+    assert contents(tmp_path / "mine") == published.unpacked
+
+
+def test_stage_sorts_imagenet(archives, tmp_path):
+    out = tmp_path / "sets" / "imagenet"
+    result = run("imagenet", out, out, *sources(archives))
+    assert (result.exit_code, result.stdout) == (0, f"{out} is complete: 5 images\n"), result.output
+    assert images.read(out).labels == tuple(index for _, _, index in sorted(FIRST, key=lambda first: first[2]))
+
+
+def test_stage_paints_synthbirds(tmp_path):
+    out = tmp_path / "painted"
+    result = run("synthbirds", out, out, *options(PAINTED))
+    assert result.exit_code == 0, result.output
+    species.generate(tmp_path / "again", **PAINTED)
+    assert contents(out) == contents(tmp_path / "again")
+    failed = run("synthbirds", tmp_path / "none", tmp_path / "none", *options(PAINTED | {"ambiguity": 2}))
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("Error: ambiguity")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "painted"]
+
+
+DEAD = ("--archives", "nowhere", "--url", "http://127.0.0.1:9/", "--md5", "0")
+#: What each command is told beside its folders; none of it is needed for a folder that is taken.
+UNUSED = {
+    "cub": DEAD,
+    "food101": DEAD,
+    "imagenet": ("--archives", "nowhere", "--devkit-md5", "0", "--validation-md5", "0"),
+    "synthbirds": options(PAINTED),
+}
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """A folder in CUB's layout that somebody else made, outside of the current one."""
+    monkeypatch.chdir(tmp_path)
+    return cub_in_small(tmp_path / "elsewhere").source / "CUB_200_2011"
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_another_folder_is_checked_and_taken_as_it_is(theirs, name):
+    """Nothing is fetched or painted, and nothing written but one line that says what was there."""
+    before = contents(theirs)
+    result = run(name, theirs, "sets/mine", *UNUSED[name])
+    told = f"{theirs}: 3 test images, taken as they are\n"
+    assert (result.exit_code, result.output) == (0, told)
+    assert contents(Path("sets")) == {"mine": None, "mine/taken.txt": told.encode()}
+    assert contents(theirs) == before
+    assert sorted(path.name for path in Path().iterdir()) == ["elsewhere", "sets"]
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_another_folder_that_is_broken_is_one_line_and_not_taken(theirs, name):
+    (theirs / "images" / "b" / "one.jpg").unlink()
+    for path, fault in ((theirs, "one.jpg is listed in images.txt but is not there"), ("none", "is in neither CUB's")):
+        result = run(name, path, "mine", *UNUSED[name])
+        assert result.exit_code == 1
+        assert result.output.startswith(f"Error: {path}")
+        assert fault in result.output
+        assert result.output.count("\n") == 1
+    assert not Path("mine").exists()
+
+
+def test_the_same_folder_under_another_name_is_not_another(published, mirror, tmp_path, monkeypatch):
+    """Else a link, or a path with dots, would take the empty folder for a data set."""
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to(tmp_path)
+    words = "--archives", "archives", "--url", mirror.url(), "--md5", md5(mirror.data)
+    for path in ("link/mine", "archives/../mine", tmp_path / "mine"):
+        result = run(published.name, path, "mine", *words)
+        assert (result.exit_code, result.stdout) == (0, "mine is complete: 4 images\n"), result.output
+    assert contents(tmp_path / "mine") == published.unpacked
+
+
+@pytest.mark.parametrize("name", imagenet.ARCHIVES)
+@pytest.mark.parametrize("fault", ["missing", "damaged"])
+def test_missing_or_damaged_archive_is_one_line_that_says_what_to_put_where(archives, tmp_path, name, fault):
+    path, out = archives / name, tmp_path / "sorted"
+    path.write_bytes(path.read_bytes()[:-1]) if fault == "damaged" else path.unlink()
+    before = contents(tmp_path)
+    result = run("imagenet", out, out, *sources(archives))
+    assert result.exit_code == 1
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith(f"Error: {path} is {fault}")
+    assert "image-net.org" in error
+    if fault == "missing":
+        assert result.output.count("\n") == 1
+        assert error.endswith("and put it there")
+    assert contents(tmp_path) == before

@@ -5,19 +5,107 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from matplotlib.colors import to_rgba
+from matplotlib.image import imread
+from test_params import command
+from test_tables_claims import (
+    localisation_cell,
+    masking_cell,
+    perturbation_cell,
+    published,
+    saturation_cell,
+)
+from test_variants import compared_cell
 
-from cxlib.review.report import figures
+from cxlib import overlay, runtime
+from cxlib.review.report import figures, tables
 
 CONTRASTS = ("original", "mean", "max", "weighted")
+EDGES = [0.1, 0.01, 0.001]
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved, in order."""
     saved = []
-    monkeypatch.setattr(figures, "_save", lambda figure, _path: saved.append(figure))
+    monkeypatch.setattr(overlay, "save", lambda figure, _path: saved.append(figure))
     return saved
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def some_maps(n_images=2):
+    rng = np.random.default_rng(1)
+    return {
+        "images": rng.random((n_images, 5, 5, 3)),
+        "maps": rng.normal(size=(n_images, 3, 2, 2, 5, 5)),
+        "names": np.array([["Heron_Ashen", "Heron_Marsh"], ["Duck_Mere", "Finch_Barred"]])[:n_images],
+        "labels": np.array(["Heron_Marsh", "Duck_Mere"])[:n_images],
+        "probabilities": np.array([[0.6, 0.3], [0.5, 0.25]])[:n_images],
+        "explainers": np.array(["gradcam", "linear_approximation", "xgradcam"]),
+        "contrasts": np.array(["original", "weighted"]),
+    }
+
+
+def gradient_norms():
+    rng = np.random.default_rng(2)
+    table = pd.DataFrame({"image": np.repeat([4, 9], 30), "rank": [*range(30)] * 2, "logit": rng.normal(size=60)})
+    return table.assign(norm=2 + 0.5 * table["logit"] - 0.1 * table["logit"] ** 2)
+
+
+def beside():
+    changes = tables.perturbation({name: perturbation_cell() for name in ("resnet18", "mine")})
+    return tables.perturbation_vs_published(changes, published("fig1_fig2_digitised"))
+
+
+#: What each figure is drawn from, as the stages make it of two networks.
+CONTENT = {
+    "figure_1_2": lambda rng: tables.perturbation({"a": perturbation_cell(), "b": perturbation_cell(1)}),
+    "perturbation_vs_published": lambda rng: beside(),
+    "saturation": lambda rng: tables.saturation({"a": saturation_cell([0.2, 0.6, 0.495, 0.995])}),
+    "figure_6": lambda rng: gradient_norms(),
+    "table1": lambda rng: tables.with_published(tables.masking({"a": masking_cell()}, True, rng), published("table1")),
+    "by_ambiguity": lambda rng: tables.by_ambiguity({"a": masking_cell(), "b": masking_cell(1)}, rng),
+    "localisation": lambda rng: tables.localisation({"a": localisation_cell(), "b": localisation_cell(1)}, rng),
+    "localisation_by_p_2": lambda rng: tables.localisation_by_p_2({"a": localisation_cell()}, EDGES, rng),
+    "figure_3": lambda rng: some_maps(),
+    "figure_4": lambda rng: some_maps(),
+    "figure_5": lambda rng: some_maps() | {"contrasts": np.array(["standard", "without_relu"])},
+    "vit": lambda rng: tables.transformers({"a": compared_cell(), "b": compared_cell()}, rng),
+    "vit_blocks": lambda rng: tables.transformer_blocks({"a": compared_cell()}, rng),
+}
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_every_figure_is_drawn_from_its_file_and_is_the_same_bytes_twice(name, rng, tmp_path):
+    content = CONTENT[name](rng)
+    table = tmp_path / ("table.csv" if isinstance(content, pd.DataFrame) else "maps.npz")
+    runtime.write_csv(table, content) if table.suffix == ".csv" else runtime.write_arrays(table, **content)
+    for picture in ("first.png", "second.png"):
+        words = [name, "--table", str(table), "--out", str(tmp_path / picture)]
+        result = CliRunner().invoke(command("stages/figure.py"), words)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+    assert imread(tmp_path / "first.png").std() > 0.05
+
+
+EMPTY = {
+    "table1": lambda rng: tables.masking({"a": masking_cell(n_above=0)}, True, rng),
+    "localisation": lambda rng: tables.localisation({"a": localisation_cell(n_above=0)}, rng),
+    "localisation_by_p_2": lambda rng: tables.localisation_by_p_2({}, EDGES, rng),
+    "figure_3": lambda rng: some_maps(n_images=0),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_figure_without_images_says_so(drawn, rng, name):
+    figures.FIGURES[name](EMPTY[name](rng), "unused.png")
+    assert drawn[0].axes == []
+    assert drawn[0].texts[0].get_text().startswith("No test image")
 
 
 def test_every_bar_of_figures_1_and_2_is_its_change(drawn):
@@ -85,12 +173,6 @@ def test_every_dot_of_table_1_is_its_mean_with_its_interval_and_the_printed_valu
                 np.testing.assert_allclose(printed[k], [row["published"] for row in expected])
 
 
-def test_a_table_without_images_says_so(drawn):
-    table = pd.DataFrame(columns=["network", "rule", "target", "kept_features", "contrast", "explainer", "baseline"])
-    figures.table_1(table, "unused.png")
-    assert "No test image" in drawn[0].texts[0].get_text()
-
-
 def test_every_point_by_ambiguity_is_its_row(drawn):
     rng = np.random.default_rng(0)
     bins, contrasts, rules = ("> 0.1", "0.01–0.1", "< 0.001"), ("original", "weighted"), ("published", "equal_kept")
@@ -118,18 +200,9 @@ def test_every_point_by_ambiguity_is_its_row(drawn):
 
 
 def test_every_panel_of_figures_3_and_4_is_its_map(drawn):
-    rng = np.random.default_rng(1)
-    maps = {
-        "images": rng.random((2, 5, 5, 3)),
-        "maps": rng.normal(size=(2, 3, 2, 2, 5, 5)),
-        "names": np.array([["Heron_Ashen", "Heron_Marsh"], ["Duck_Mere", "Finch_Barred"]]),
-        "labels": np.array(["Heron_Marsh", "Duck_Mere"]),
-        "probabilities": np.array([[0.6, 0.3], [0.5, 0.25]]),
-        "explainers": np.array(["gradcam", "linear_approximation", "xgradcam"]),
-        "contrasts": np.array(["original", "weighted"]),
-    }
+    maps = some_maps()
     maps["maps"][1, 2, 1, 1] = 0  # a map without a range of its own
-    figures.figure_3_4(maps, "unused.png")
+    overlay.over_images(maps, "unused.png")
     panels = np.array(drawn[0].axes).reshape(2, 2, 7)
     for i, t in product(range(2), range(2)):
         name = panels[i, t, 0].get_ylabel().replace("\n", "_")
@@ -137,13 +210,13 @@ def test_every_panel_of_figures_3_and_4_is_its_map(drawn):
         assert f"{maps['probabilities'][i, t]:.2f}" in name
         assert ("label" in name) is (maps["names"][i, t] == maps["labels"][i])
         for e, c in product(range(3), range(2)):
-            photograph, overlay = panels[i, t, 1 + 2 * e + c].images
+            photograph, coloured = panels[i, t, 1 + 2 * e + c].images
             np.testing.assert_array_equal(photograph.get_array(), maps["images"][i])
-            np.testing.assert_array_equal(overlay.get_array(), maps["maps"][i, e, c, t])
-            low, high = overlay.get_clim()
+            np.testing.assert_array_equal(coloured.get_array(), maps["maps"][i, e, c, t])
+            low, high = coloured.get_clim()
             assert low == -high < 0
-            assert overlay.get_cmap().name == "bwr"
-            assert overlay.get_alpha() == 0.5
+            assert coloured.get_cmap().name == "bwr"
+            assert coloured.get_alpha() == 0.5
     white = panels[1, 1, 6].images[1]
     np.testing.assert_allclose(white.cmap(white.norm(white.get_array()))[..., :3], 1, atol=0.01)
     titles = [axis.get_title() for axis in panels[0, 0, 1:]]
@@ -152,10 +225,8 @@ def test_every_panel_of_figures_3_and_4_is_its_map(drawn):
 
 
 def test_figure_6_draws_the_points_and_the_fitted_curve(drawn):
-    rng = np.random.default_rng(2)
-    table = pd.DataFrame({"image": np.repeat([4, 9], 30), "rank": [*range(30)] * 2, "logit": rng.normal(size=60)})
-    table["norm"] = 2 + 0.5 * table["logit"] - 0.1 * table["logit"] ** 2
-    figures.figure_6(table, {"quadratic": -0.1, "linear": 0.5, "constant": 2.0}, 1.0, "unused.png")
+    table = gradient_norms()
+    figures.figure_6(table, "unused.png")
     (axis,) = drawn[0].axes
     np.testing.assert_array_equal(axis.collections[0].get_offsets(), table[["logit", "norm"]])
     x, y = axis.lines[0].get_data()
@@ -180,7 +251,8 @@ def test_every_dot_of_localisation_is_its_value_with_its_interval_and_controls(d
     names = ("p_2", "explainer", "contrast", "quantity")
     bins = product(("> 0.1", "0.01 to 0.1", "< 0.01"), explainers, CONTRASTS, quantities)
     by_p_2 = pd.DataFrame([row(**dict(zip(names, labels))) for labels in bins])
-    figures.localisation(table, by_p_2, "unused.png")
+    figures.localisation(table, "unused.png")
+    figures.localisation_by_p_2(by_p_2, "unused.png")
     values = table.set_index(["explainer", "contrast", "target", "mass", "quantity"])
     for axis, quantity, uniform in zip(drawn[0].axes, ("gain", "hit"), (0, 0.07)):
         lines = [tuple(map(tuple, line.get_data())) for line in axis.lines]
@@ -200,7 +272,86 @@ def test_every_dot_of_localisation_is_its_value_with_its_interval_and_controls(d
         assert vertical == {uniform, values.loc["gaussian", "none", "none", "positive", quantity]["value"]}
     labels = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
     assert labels == ["Gradient", "GradCAM", "mean of all"]
+    ticks = [text.get_text() for text in drawn[1].axes[0].get_xticklabels()]
+    assert ticks == ["> 0.1\n(12)", "0.01\nto 0.1\n(12)", "< 0.01\n(12)"]
     series = by_p_2.set_index(["explainer", "contrast", "quantity"]).loc["mean"]
-    curves = [line.get_ydata() for line in drawn[0].axes[2].lines if len(line.get_ydata()) == 3]
+    curves = [line.get_ydata() for line in drawn[1].axes[0].lines if len(line.get_ydata()) == 3]
     for contrast, curve in zip(CONTRASTS, curves, strict=True):
         np.testing.assert_array_equal(curve, series.loc[contrast, "gain"]["value"])
+
+
+def test_every_dot_beside_the_published_ones_is_its_change(drawn):
+    table = beside()
+    figures.perturbation_vs_published(table, "unused.png")
+    quantities = ("accuracy", "p_t", "y_t")
+    panels = np.array(drawn[0].axes).reshape(2, 3)
+    networks = [text.get_text() for text in panels[0, 0].get_yticklabels()]
+    assert networks[:2] == ["mine", "resnet18"]  # those that we ran come first
+    for (r, epsilon), (c, quantity) in product(enumerate((0.001, 0.003)), enumerate(quantities)):
+        assert figures.LABELS[quantity] in panels[0, c].get_title()
+        shown = table[(table["epsilon"] == epsilon) & (table["quantity"] == quantity)]
+        dots = panels[r, c].collections
+        assert len(dots) == 2 * len(CONTRASTS)
+        for contrast, printed, ours in zip(CONTRASTS, dots[::2], dots[1::2]):
+            rows = shown[shown["contrast"] == contrast]
+            assert len(printed.get_facecolor()) == 0, "published dots are open"
+            assert to_rgba(figures.COLOURS[contrast]) == tuple(ours.get_facecolor()[0])
+            for points, column in ((printed, "published"), (ours, "change")):
+                places = points.get_offsets()  # a dot without a number is masked
+                np.testing.assert_array_equal(places[:, 0].filled(np.nan), rows[column])
+                named = [networks[int(y // (len(CONTRASTS) + 1))] for y in places.data[:, 1]]
+                assert named == list(rows["network"])
+                sizes = dict(zip(rows["n_iterations"], points.get_sizes()))
+                assert sizes[1] < sizes[2] < sizes[10]
+
+
+def test_every_step_of_the_saturation_is_its_image_and_every_line_the_mean_gain_of_its_group(drawn):
+    cell = saturation_cell([0.2, 0.6, 0.495, 0.995])
+    cell["log_odds"] = np.random.default_rng(0).normal(size=(2, 4, 3))
+    cell["y_t_after"] = cell["y_t_after"] * np.arange(1.0, 5)[:, None]  # every image has a gain of its own
+    steps = tables.saturation({"mine": cell})
+    figures.saturation(steps, "unused.png")
+    left, right = drawn[0].axes
+    for dots, saturated in zip(left.collections, (0, 1)):
+        rows = steps[(steps["path"] == "probability") & (steps["saturated"] == saturated)]
+        np.testing.assert_array_equal(dots.get_offsets(), rows[["log_odds", "agreement"]])
+    gains = {}
+    for members in ([0, 2], [1], [3]):  # below 0.5, to 0.9, above 0.99
+        for path, colour in enumerate(("probability", "weighted")):
+            gain = np.mean([cell["y_t_after"][path, i] - cell["y_t"][path, i, 0] for i in members], 0)
+            gains[tuple(members), to_rgba(figures.COLOURS[colour])] = [0, *gain]
+    assert len(right.lines) == len(gains) == 6
+    for line, ((_, colour), gain) in zip(right.lines, gains.items()):
+        np.testing.assert_array_equal(line.get_xdata(), range(4))
+        np.testing.assert_allclose(line.get_ydata(), gain)
+        assert to_rgba(line.get_color()) == colour
+
+
+@pytest.mark.parametrize("kind", ["p_2", "block"])
+def test_every_dot_of_figure_5_is_its_value_with_its_interval(drawn, rng, kind):
+    make, panels = (
+        (tables.transformers, ["alike", "between", "gain", "positive_kept"])
+        if kind == "p_2"
+        else (tables.transformer_blocks, ["alike", "between", "gain"])
+    )
+    table = make({"mine": compared_cell()}, rng)
+    figures.transformers(table, "unused.png")
+    axes = np.array(drawn[0].axes).reshape(2, len(panels))
+    for row, explainer in zip(axes, ("vit_gradcam", "attention_rollout")):
+        assert row[0].get_title("left") == f"mine: {figures.LABELS[explainer]}"
+        for axis, quantity in zip(row, panels):
+            ticks = [text.get_text() for text in axis.get_xticklabels()]
+            assert ticks == (["> 0.1", "0.01–0.1", "< 0.001"] if kind == "p_2" else ["0", "1"])
+            shown = table[(table["explainer"] == explainer) & (table["quantity"] == quantity) & (table[kind] != "all")]
+            if quantity == "positive_kept":
+                shown = shown[(shown["target"] == "t2") & (shown["rule"] == "equal_kept")]
+            lines = {line.get_label(): line for line in axis.lines[:-1]}  # the last one is zero
+            assert len(lines) == len(axis.collections) == 3
+            for line, bars, (variant, rows) in zip(
+                lines.values(), axis.collections, shown.groupby("variant", sort=False)
+            ):
+                assert line.get_label() == variant.replace("without_relu", "without ReLU")
+                np.testing.assert_array_equal(line.get_ydata(), rows["value"])
+                assert [ticks[round(x)] for x in line.get_xdata()] == [str(name) for name in rows[kind]]
+                segments = np.array(bars.get_segments())
+                np.testing.assert_array_equal(segments[..., 1], rows[["low", "high"]])

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from cxlib import networks, taps
-from cxlib.networks.folding import folded
+from cxlib.metrics import masking
+from cxlib.networks import fast, folded
+from cxlib.review import perturbation, saturation
+from cxlib.review.gradient_norms import gradient_norms
 
 FOLDED = {"resnet18": 0, "googlenet": 0, "mobilenet_v3_small": 0, "vgg11_bn": 0, "densenet121": 62, "squeezenet1_0": 0}
 
@@ -32,14 +35,16 @@ def test_logits_and_input_gradients_are_those_of_the_network(name):
         torch.manual_seed(0)
         network = with_statistics(networks.build(name))
         images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
-    quick = folded(network)
-    assert len(norms(quick)) == FOLDED[name]
-    recorded = [taps.record(each, images) for each in (network, quick)]
-    torch.testing.assert_close(recorded[1].logits, recorded[0].logits, rtol=1e-9, atol=1e-12)
-    cotangent = torch.zeros_like(recorded[0].logits)
+    expected = taps.record(network, images)
+    cotangent = torch.zeros_like(expected.logits)
     cotangent[:, 3] = 1
-    first, second = (r.pull_back(cotangent) for r in recorded)
-    torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-9 * float(first.abs().max()))
+    gradient = expected.pull_back(cotangent)
+    for quick in (folded(network), fast(network)):
+        assert len(norms(quick)) == FOLDED[name]
+        recorded = taps.record(quick, images)
+        torch.testing.assert_close(recorded.logits, expected.logits, rtol=1e-9, atol=1e-12)
+        tolerance = {"rtol": 1e-6, "atol": 1e-9 * float(gradient.abs().max())}
+        torch.testing.assert_close(recorded.pull_back(cotangent), gradient, **tolerance)
 
 
 def test_the_network_itself_is_left_alone(pooled, images):
@@ -75,3 +80,125 @@ def test_what_cannot_be_folded_is_kept(kind, images):
     quick = folded(network)
     assert len(norms(quick)) == 2
     torch.testing.assert_close(quick(images), network(images), rtol=0, atol=1e-12)
+
+
+# --- the fast form ----------------------------------------------------------------------------------------------
+
+
+def state(network):
+    """All of a network but its function: what it holds, where and how that lies in memory, its modes and hooks."""
+    held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return (
+        {name: (value.data_ptr(), value.stride(), value.requires_grad, value.grad) for name, value in held.items()},
+        {name: value.tolist() for name, value in held.items()},
+        {name: (id(module), module.training) for name, module in network.named_modules()},
+        {name: [list(getattr(module, kind)) for kind in hooks] for name, module in network.named_modules()},
+        vars(network).keys(),
+    )
+
+
+def ready_to_train(network):
+    """A network as its owner may hand it over: training, parameters with gradients, contiguous in memory."""
+    network.train().requires_grad_()
+    assert all(parameter.is_contiguous() for parameter in network.parameters())
+    return network
+
+
+def test_fast_is_folded_frozen_in_eval_mode_and_channels_last(pooled, images):
+    quick = fast(ready_to_train(pooled))
+    assert norms(quick) == []
+    assert not any(parameter.requires_grad for parameter in quick.parameters())
+    assert not any(module.training for module in quick.modules() if not any(module.children()))  # layers, not folders
+    weights = [parameter for parameter in quick.parameters() if parameter.ndim == 4]
+    assert len(weights) == 2
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    torch.testing.assert_close(quick(images), pooled.eval()(images), rtol=1e-9, atol=1e-12)
+
+
+def test_fast_shares_nothing_with_the_network_and_leaves_it_alone(network, images):
+    ready_to_train(network)
+    network(images).sum().backward()  # gradients that somebody wants to step along
+    before = state(network)
+    quick = fast(network)
+    taps.record(quick, images).pull_back(torch.ones(4, 6, dtype=torch.float64))
+    assert state(network) == before
+    own = {value.data_ptr() for value in network.state_dict().values()}
+    assert not own & {value.data_ptr() for value in quick.state_dict().values()}
+    assert not {id(module) for module in network.modules()} & {id(module) for module in quick.modules()}
+
+
+def test_what_is_fast_stays_the_same_object(pooled):
+    for network in (pooled, Untraceable().eval(), nn.Flatten()):  # folded, folded in part, nothing to fold
+        quick = fast(network)
+        assert quick is not network
+        assert fast(quick) is quick
+
+
+def test_fast_networks_have_the_normalisation_that_they_were_built_with():
+    """Its mean is the colour that masks take for zero, its std scales the gradient norms."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = networks.build("vgg16_bn_narrow", num_classes=3)
+    quick = fast(network)
+    assert torch.equal(quick.mean, network.mean)
+    assert torch.equal(quick.std, network.std)
+
+
+def test_hooks_still_see_the_forward_pass_of_the_fast_form(pooled, images):
+    seen = []
+    handle = pooled.features[4].register_forward_hook(lambda *_: seen.append(1))
+    quick = fast(pooled)
+    quick(images)
+    assert len(seen) == 1
+    assert len(norms(quick)) == 2, "a trace would have lost the hook"
+    handle.remove()
+    pooled(images)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, nn.Sequential, lambda network: torch.compile(network, backend="eager")]
+)
+def test_a_wrapped_network_is_fast_all_the_same(pooled, images, wrap):
+    wrapped = wrap(pooled)
+    quick = fast(wrapped)
+    assert norms(quick) == []
+    torch.testing.assert_close(quick(images), pooled(images), rtol=1e-9, atol=1e-12)
+    assert len(norms(wrapped)) == 2
+
+
+def masked(network, images, targets):
+    maps = torch.randn(4, 1, 2, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    leading, blur = torch.stack([targets, (targets + 1) % 6], 1), masking.Blur(5, 1.0)
+    return masking.mask_maps(network, images, maps, leading, (0, 1), ["zeros"], ["equal_kept"], blur, 8)[0]
+
+
+#: What makes a network fast by itself.
+CALLERS = {
+    "grid": lambda network, images, targets: torch.stack(
+        perturbation.perturbation_grid(network, images, targets, ["weighted"], [0.01], [2])["weighted", 0.01, 2]
+    ),
+    "sign agreement": lambda network, images, targets: perturbation.sign_agreement(
+        network, images.float(), targets, ["weighted"], torch.bfloat16
+    ),
+    "saturation": lambda network, images, targets: torch.stack(
+        saturation.follow(network, images, targets, "weighted", 0.01, 2)
+    ),
+    "gradient norms": lambda network, images, _targets: torch.stack(gradient_norms(network, images, [0, 2])),
+    "masks": masked,
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_whoever_makes_a_network_fast_leaves_it_alone_and_gives_what_the_fast_form_gives(
+    network, images, targets, caller
+):
+    ready_to_train(network)
+    if caller == "sign agreement":
+        network.float()
+    before = state(network)
+    result = CALLERS[caller](network, images, targets)
+    assert state(network) == before
+    assert torch.equal(CALLERS[caller](fast(network), images, targets), result)
+    assert result.isfinite().all()

@@ -8,6 +8,7 @@ from torch import nn
 from cxlib import networks, runtime, taps
 from cxlib.contrasts import CONTRASTS, cotangent
 from cxlib.explainers import explain, fullgrad
+from cxlib.networks.build import _skeleton
 
 COMPLETE = [
     *("resnet18", "vgg11_bn", "mobilenet_v2", "densenet121", "googlenet", "alexnet", "squeezenet1_1", "mnasnet0_5"),
@@ -56,7 +57,7 @@ def test_the_biases_are_part_of_the_sum():
 
 def test_googlenets_own_normalisation_is_taken_for_the_colour_it_sees_as_zero():
     with runtime.seeded(0):
-        skeleton = networks._skeleton("googlenet", 10, {"transform_input": True})
+        skeleton = _skeleton("googlenet", 10, {"transform_input": True})
     network, images = networks.freeze(skeleton).double(), random_images()
     maps = explain(network, images, torch.tensor([0, 1]), "fullgrad", "original")
     torch.testing.assert_close(maps.sum((-2, -1)), taps.logits(network, images)[[0, 1], [0, 1]])

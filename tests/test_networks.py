@@ -5,16 +5,18 @@ import hashlib
 import io
 import re
 from collections import OrderedDict
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 import torch
 import torchvision
+import yaml
 from torch import nn
 from torch.testing import assert_close
 
 from cxlib import networks, runtime, taps
-from cxlib.networks import build, explanation_layer
+from cxlib.networks import build, explanation_layer, weights
 
 BUILT = [
     "resnet18",
@@ -326,6 +328,107 @@ def test_two_candidates_are_refused(tmp_path):
         build("vgg16_bn_narrow", "DEFAULT", folder=tmp_path)
     assert first.name in str(caught.value)
     assert second.name in str(caught.value)
+
+
+# Names that say what is in the file: NAME-<first eight hex digits of its SHA-256>.
+
+
+@pytest.mark.parametrize("stem", ["vgg16_bn_narrow", "vgg16_bn_narrow_birds", "alexnet-owt", "mine[1]*"])
+def test_weights_named_by_their_hash_are_that_file_of_the_folder(tmp_path, stem):
+    """Also where a stem alone would fit several."""
+    states = [small(seed=seed).inner.state_dict() for seed in (1, 2)]
+    paths = [store(state, tmp_path, stem) for state in states]
+    for state, path in zip(states, paths):
+        assert_same_state(build("vgg16_bn_narrow", path.stem, folder=tmp_path).inner.state_dict(), state)
+
+
+def test_weights_named_by_their_hash_whose_content_is_another_are_refused(tmp_path):
+    path = store(small(seed=1).inner.state_dict(), tmp_path, "vgg16_bn_narrow")
+    path.write_bytes(store(small(seed=2).inner.state_dict(), tmp_path, "other").read_bytes())
+    message = f"{path} is damaged: its SHA-256 does not begin with {path.stem[-8:]}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build("vgg16_bn_narrow", path.stem, folder=tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The addresses of the weights that torchvision was asked for; it gives what an untrained network has."""
+    urls = []
+
+    def give(member, *, progress, check_hash):
+        assert check_hash
+        urls.append(member.url)
+        return build(member.url.split("/")[-1].partition("-")[0], num_classes=1000).inner.state_dict()
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", give)
+    return urls
+
+
+@pytest.mark.parametrize(
+    ("named", "url"),
+    [
+        ("mobilenet_v3_large-8738ca79", "mobilenet_v3_large-8738ca79.pth"),  # the first weights
+        ("mobilenet_v3_large-5c1a4163", "mobilenet_v3_large-5c1a4163.pth"),  # and the second
+        ("any name-5c1a4163", "mobilenet_v3_large-5c1a4163.pth"),  # the hash says enough
+    ],
+)
+def test_weights_named_by_their_hash_are_looked_up_among_torchvisions(asked, tmp_path, named, url):
+    build("mobilenet_v3_large", named, folder=tmp_path)
+    assert [address.split("/")[-1] for address in asked] == [url]
+
+
+def test_weights_in_the_folder_come_before_torchvisions(asked, tmp_path):
+    path = store(small().inner.state_dict(), tmp_path, "vgg16_bn_narrow")
+    build("vgg16_bn_narrow", path.stem, folder=tmp_path)
+    assert asked == []
+
+
+PAPER = yaml.safe_load((Path(__file__).parents[1] / "conf" / "networks" / "paper.yaml").read_text())
+NAMED = {
+    entry["network"]["architecture"]: entry["network"]["weights"] for entry in PAPER.values() if "network" in entry
+}
+
+
+@pytest.mark.parametrize("name", [*REVIEWED, "vgg16_bn", "vit_b_16"])
+def test_the_papers_weights_are_torchvisions_default_ones(monkeypatch, name):
+    """MNASNet's file is called mnasnet1.0_top1_73.456-f206786ef8.pth, with ten digits."""
+    asked = []
+    monkeypatch.setattr(
+        torchvision.models.WeightsEnum, "get_state_dict", lambda member, **_: asked.append(member) or {}
+    )
+    assert weights.find(name, NAMED[name]) == {}
+    assert asked == [torchvision.models.get_model_weights(name).DEFAULT]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("resnet18", "resnet18-00000000"),  # a hash that nobody published
+        ("resnet18", "vgg16-397923af"),  # one of another architecture
+        ("vgg16_bn_narrow", "vgg16_bn_narrow-f37072fd"),  # torchvision has no such network
+        ("test_resnet.r160_in1k", "test_resnet-0123abcd"),
+    ],
+)
+def test_weights_named_by_a_hash_that_is_nowhere_are_one_line(asked, tmp_path, name, wanted):
+    for folder in (tmp_path, None):
+        with pytest.raises(ValueError) as caught:
+            build(name, wanted, folder=folder)
+        where = folder or "any folder"
+        assert str(caught.value) == f"no weights {wanted!r} for {name}: there is no {wanted}.pth in {where}"
+    assert asked == []
+
+
+def test_failed_download_of_weights_named_by_their_hash_names_that_file(torch_home, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(f"put resnet18-f37072fd.pth into {tmp_path}")) as caught:
+        build("resnet18", "resnet18-f37072fd", folder=tmp_path)
+    assert str(caught.value).startswith("the weights of resnet18 cannot be downloaded (")
+
+
+@pytest.mark.parametrize("stem", ["mine-2024", "mine-0123456789", "mine-notahash"])
+def test_what_only_looks_like_a_hash_belongs_to_the_name(tmp_path, stem):
+    state = small(seed=1).inner.state_dict()
+    store(state, tmp_path, stem)
+    assert_same_state(build("vgg16_bn_narrow", stem, folder=tmp_path).inner.state_dict(), state)
 
 
 def test_missing_weights_name_the_expected_file(tmp_path):

@@ -5,19 +5,32 @@ import re
 import shlex
 import shutil
 import sys
+from dataclasses import fields
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import click
 import networkx as nx
 import pytest
+import torchvision
 import yaml
+from click.core import ParameterSource
 from dvc.repo import Repo
+from omegaconf.errors import OmegaConfBaseException
+
+from cxlib import runtime
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ("mini", "sample", "paper")
-LIST = re.compile(r"params\.yaml:(\S+)")
-SETTINGS = {"seed": 0, "device": "auto", "threads": 2, "launch": "python"}
+#: Below these keys a profile has what it likes: its data sets and networks.
+OWN = ("data", "networks", "perturb.networks", "mask.networks", "vit.networks", "sheets")
+#: Run by hand.
+BY_HAND = {"stages/verify.py", "stages/estimate.py"}
+#: Folders of files whose hash is in a parameter: that is the dependency, and what else lies there is none.
+HASHED = {"archives", "weights_path"}
+MACHINE = {field.name for field in fields(runtime.Machine)}
+INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
 def load_module(path):
@@ -30,7 +43,7 @@ def load_module(path):
 
 @cache
 def command(script):
-    """The click command of `stages/NAME.py`."""
+    """The click command, or group of commands, of `stages/NAME.py`."""
     if str(ROOT / "stages") not in sys.path:
         sys.path.append(str(ROOT / "stages"))
     return load_module(ROOT / script).main
@@ -44,7 +57,9 @@ def composed(*overrides):
 def resolved(folder, params):
     """DVC's own reading of dvc.yaml under these parameters (YAML), in a folder that becomes a repository."""
     (folder / ".dvc").mkdir(parents=True)
-    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    # The committed configuration says how a dictionary unpacks into a command.
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     (folder / "params.yaml").write_text(params)
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
@@ -52,11 +67,28 @@ def resolved(folder, params):
 
 
 def arguments(cmd):
-    """`(script, {option: value})` of a resolved command line."""
-    _launcher, script, *words = shlex.split(cmd)
-    assert words[::2] == [word for word in words if word.startswith("--")], cmd
-    assert len(set(words[::2])) == len(words[::2]), cmd
-    return script, dict(zip(words[::2], words[1::2], strict=True))
+    """`(script, words)` of a resolved command line."""
+    python, script, *words = shlex.split(cmd)
+    assert python == "python", cmd
+    return script, words
+
+
+def parsed(cmd):
+    """`(command, {parameter: value})`: what click makes of a resolved command line; a subcommand is no parameter."""
+    script, words = arguments(cmd)
+    main = command(script)
+    if isinstance(main, click.Group):
+        main = main.commands[words.pop(0)]
+    context = main.make_context(script, words)
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    assert given == {parameter.name for parameter in main.params}, cmd
+    return main, context.params
+
+
+def commands_of(script):
+    """The click command of a script, or all those of its group."""
+    main = command(script)
+    return list(main.commands.values()) if isinstance(main, click.Group) else [main]
 
 
 def at(params, key):
@@ -65,12 +97,24 @@ def at(params, key):
     return params
 
 
+def leaves(tree, prefix=""):
+    """`{dotted key: value}` of all that is no dictionary."""
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+@cache
+def parameters(*overrides):
+    return yaml.safe_load(composed(*overrides))
+
+
 @pytest.fixture(scope="module", params=PROFILES)
 def profile(request, tmp_path_factory):
-    """A profile's name, its parameters and DVC's stages under them."""
+    """A profile's parameters and DVC's stages under them."""
     text = composed(f"profile={request.param}")
-    repo = resolved(tmp_path_factory.mktemp(request.param) / "repo", text)
-    return request.param, yaml.safe_load(text), repo
+    return yaml.safe_load(text), resolved(tmp_path_factory.mktemp(request.param) / "repo", text)
 
 
 @pytest.fixture(scope="module")
@@ -85,213 +129,375 @@ def test_committed_parameters_are_the_composed_default():
     assert (ROOT / "params.yaml").read_text() == composed() == composed("profile=mini"), "run `make params.yaml`"
 
 
-@pytest.mark.parametrize("profile_name", PROFILES)
-def test_profiles_have_the_same_keys(profile_name):
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_have_the_same_keys(name):
     """A profile that spells a key wrongly would add one and change nothing."""
 
-    def keys(tree, prefix=""):
-        for key, value in tree.items():
-            yield from keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    def keys(params):
+        return {key for key in leaves(params) if not key.startswith(tuple(f"{own}." for own in OWN))} - set(OWN)
 
-    default = set(keys(yaml.safe_load(composed("profile=paper"))))
-    assert set(keys(yaml.safe_load(composed(f"profile={profile_name}")))) == default
-
-
-def test_paper_profile_is_the_published_setting():
-    paper = yaml.safe_load(composed("profile=paper"))
-    published = {
-        "perturb.data": "data/imagenet",
-        "perturb.image_size": 224,
-        "perturb.crop": True,
-        "perturb.epsilons": [0.001, 0.003],
-        "perturb.n_iterations": [1, 2, 10],
-        "perturb.max_images": 0,
-        "perturb.training.weights": "DEFAULT",
-        "perturb.training.epochs": 0,
-        "gradient_norms.network": "vgg16",
-        "gradient_norms.max_images": 1000,
-        "finetune.networks": ["vgg16_bn"],
-        "finetune.data": "data/CUB_200_2011",
-        "finetune.weights": "DEFAULT",
-        "finetune.image_size": 224,
-        "finetune.crop": False,
-        "finetune.epochs": 200,
-        "finetune.batch_size": 128,
-        "finetune.learning_rate": 1e-3,
-        "finetune.momentum": 0.9,
-        "finetune.weight_decay": 5e-4,
-        "finetune.schedule": "constant",
-        "finetune.clip": 0,
-        "finetune.precision": "float32",
-        "finetune.augmentation": "published",
-        "finetune.batch_norm": "learned",
-        "masking.layer": "auto",
-        "masking.blur_kernel": 101,
-        "masking.blur_sigma": 15,
-        "masking.threshold": 0.1,
-        "masking.max_images": 0,
-        "masking.max_images_below": 0,
-        "localisation.max_images": 0,
-        "localisation.max_images_below": 0,
-        "figure_3.network": "vgg16_bn",
-        "figure_4.network": "vgg16_bn",
-        "figure_5.network": "vit_b_16",
-    } | SETTINGS
-    assert {key: at(paper, key) for key in published} == published
-    assert set(paper["perturb"]["networks"]) == {
-        "resnet18", "alexnet", "googlenet", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0", "vgg16",
-        "efficientnet_b1", "densenet161",
-    }  # fmt: skip
-    assert len(paper["perturb"]["networks"]) == 9
-    assert set(paper["perturb"]["contrasts"]) >= {"original", "mean", "max", "weighted"}
-    assert set(paper["masking"]["explainers"]) == {"gradcam", "linear_approximation", "xgradcam"}
-    assert set(paper["masking"]["baselines"]) == {"gaussian_blur", "zeros", "channel_mean"}
-    assert "published" in paper["masking"]["rules"]
-    assert set(paper["localisation"]["explainers"]) == {*paper["masking"]["explainers"], "gradient"}
-    assert set(paper["localisation"]["contrasts"]) >= {"original", "mean", "max", "weighted"}
-    assert paper["masking"]["contrasts"][:2] == ["original", "weighted"]
+    params = parameters(f"profile={name}")
+    assert keys(params) == keys(parameters("profile=paper"))
+    assert all(isinstance(at(params, own), dict) for own in OWN)
 
 
-@pytest.mark.parametrize(
-    ("override", "keys"),
-    [
-        ("data.imagenet.path=/photos", {"data.imagenet.path", "perturb.data"}),
-        ("data.cub.path=/birds", {"data.cub.path", "finetune.data"}),
-        ("weights.path=/weights", {"weights.path"}),
-    ],
-)
-@pytest.mark.parametrize("profile_name", ["sample", "paper"])
-def test_folders_are_overridden_at_one_place(profile_name, override, keys):
-    plain, changed = (yaml.safe_load(composed(f"profile={profile_name}", *more)) for more in ((), (override,)))
-    for key in keys:
-        assert at(changed, key) == override.split("=")[1]
-        assert at(plain, key) != at(changed, key)
+@pytest.mark.parametrize("own", ["data", "networks", "sheets"])
+def test_data_sets_and_networks_have_nothing_that_no_stage_reads(own):
+    families = [stage["do"]["cmd"] for stage in stages_of_dvc_yaml().values() if f"{own}}}" in stage.get("foreach", "")]
+    read = {key for cmd in families for key in INTERPOLATION.findall(cmd)}
+    for name in PROFILES:
+        for key in leaves(parameters(f"profile={name}")[own]):
+            item = f"item.{key.partition('.')[2]}"
+            assert any(f"{item}.".startswith(f"{other}.") for other in read), key
 
 
-# --- dvc.yaml and the profiles ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", PROFILES)
+def test_experiments_list_networks_as_they_are(name):
+    params = parameters(f"profile={name}")
+    for experiment in ("perturb", "mask", "vit"):
+        listed = params[experiment]["networks"]
+        assert listed == {network: params["networks"][network] for network in listed} != {}, experiment
 
 
-def test_every_profile_resolves(profile):
-    name, params, repo = profile
-    stages = {stage.name: stage for stage in repo.index.stages}
-    for stage in stages.values():
-        assert "${" not in stage.cmd
-        assert "  " not in stage.cmd
-        assert "None" not in stage.cmd
-        arguments(stage.cmd)
-    for group, key in (
-        ("networks", "perturb"),
-        ("perturb", "perturb"),
-        ("finetune", "finetune"),
-        ("mask", "finetune"),
-        ("localise", "finetune"),
-    ):
-        cells = [stage for stage in stages if stage.startswith(f"{group}@")]
-        assert cells == [f"{group}@{network}" for network in params[key]["networks"]], name
-    assert nx.is_directed_acyclic_graph(repo.index.graph)
+IMAGENET = (
+    "resnet18", "alexnet", "googlenet", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0", "vgg16",
+    "efficientnet_b1", "densenet161",
+)  # fmt: skip
+PUBLISHED = {
+    "seed": 0,
+    # Figures 1 and 2; Figure 6.
+    "perturb.options.epsilons": [0.001, 0.003],
+    "perturb.options.n_iterations": [1, 2, 10],
+    "perturb.options.max_images": 0,
+    "perturb.options.precision": "float32",
+    "gradient_norms.network": "vgg16",
+    "gradient_norms.options.max_images": 1000,
+    # Table 1, Figures 3 and 4.
+    "mask.options.blur_kernel": 101,
+    "mask.options.blur_sigma": 15,
+    "mask.options.threshold": 0.1,
+    "mask.options.max_images": 0,
+    "mask.options.max_images_below": 0,
+    "localise.options.threshold": 0.1,
+    "localise.options.max_images": 0,
+    "localise.options.max_images_below": 0,
+    "maps.figure_3.network": "vgg16_bn",
+    "maps.figure_3.options.n_classes": 2,
+    "maps.figure_3.options.threshold": 0.1,
+    "maps.figure_4.network": "vgg16_bn",
+    "maps.figure_4.options.contrasts": ["original", "mean", "max", "weighted"],
+    "maps.figure_4.options.explainers": ["gradcam"],
+    "maps.figure_4.options.n_classes": 3,
+    "maps.figure_4.options.threshold": 0.1,
+    # Figure 5.
+    "vit_maps.network": "vit_b_16",
+    "vit.options.threshold": 0.1,
+    "vit.options.blur_kernel": 101,
+    "vit.options.blur_sigma": 15,
+    # The networks: as they came, but for the one trained on CUB-200-2011.
+    **{f"networks.{name}.images": {"data": "data/sets/imagenet", "image_size": 224, "crop": True} for name in IMAGENET},
+    **{f"networks.{name}.network.architecture": name for name in (*IMAGENET, "vgg16_bn", "vit_b_16")},
+    **{f"networks.{name}.training.epochs": 0 for name in IMAGENET},
+    "networks.vgg16_bn.images": {"data": "data/sets/cub", "image_size": 224, "crop": False},
+    "networks.vgg16_bn.explanation": {"layer": "auto"},
+    "networks.vgg16_bn.training": {
+        "epochs": 200,
+        "batch_size": 128,
+        "learning_rate": 1e-3,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "schedule": "constant",
+        "clip": 0,
+        "augmentation": "published",
+        "batch_norm": "learned",
+        "precision": "float32",
+        "seed": 0,
+    },
+    "networks.vit_b_16.images": {"data": "data/sets/food101", "image_size": 224, "crop": False},
+}
 
 
-def test_options_parse_under_every_profile(profile, monkeypatch):
-    """Click takes every value that the profile puts into a command line, lists too."""
-    _, params, repo = profile
-    monkeypatch.chdir(repo.root_dir)
-    for stage in repo.index.stages:
-        script, options = arguments(stage.cmd)
-        words = [word for pair in options.items() for word in pair]
-        context = command(script).make_context(script, words)
-        for option, value in options.items():
-            if found := LIST.fullmatch(value):
-                parsed = context.params[option.removeprefix("--").replace("-", "_")]
-                assert parsed == at(params, found[1])
-                assert len(parsed) > 0
+@pytest.mark.parametrize("key", PUBLISHED)
+def test_paper_profile_is_the_published_setting(key):
+    assert at(parameters("profile=paper"), key) == PUBLISHED[key]
 
 
-@pytest.mark.parametrize("name", ["mini", "sample"])
-def test_other_networks_need_no_second_override(name):
-    params = yaml.safe_load(composed(f"profile={name}", "perturb.networks=[alexnet]", "finetune.networks=[vgg11]"))
-    assert params["gradient_norms"]["network"] == "alexnet"
-    assert params["figure_3"]["network"] == params["figure_4"]["network"] == "vgg11"
+def test_paper_profile_has_the_published_networks_and_methods():
+    paper = parameters("profile=paper")
+    assert set(paper["perturb"]["networks"]) == set(IMAGENET)
+    assert len(IMAGENET) == 9
+    assert list(paper["mask"]["networks"]) == ["vgg16_bn"]
+    assert list(paper["vit"]["networks"]) == ["vit_b_16"]
+    assert set(paper["networks"]) == {*IMAGENET, "vgg16_bn", "vit_b_16"}
+    assert set(paper["perturb"]["options"]["contrasts"]) >= {"original", "mean", "max", "weighted"}
+    mask, localise = paper["mask"]["options"], paper["localise"]["options"]
+    assert set(mask["explainers"]) == {"gradcam", "linear_approximation", "xgradcam"}
+    assert set(mask["baselines"]) == {"gaussian_blur", "zeros", "channel_mean"}
+    assert "published" in mask["rules"]
+    assert mask["contrasts"][:2] == ["original", "weighted"]
+    assert set(localise["explainers"]) == {*mask["explainers"], "gradient"}
+    assert set(localise["contrasts"]) >= {"original", "mean", "max", "weighted"}
+    assert set(paper["maps"]["figure_3"]["options"]["explainers"]) == set(mask["explainers"])
+    assert paper["maps"]["figure_3"]["options"]["contrasts"] == ["original", "weighted"]
 
 
-def test_figures_show_networks_that_the_profile_trains(profile):
-    _, params, repo = profile
-    outs = {out.def_path for stage in repo.index.stages for out in stage.outs}
-    assert params["gradient_norms"]["network"] in params["perturb"]["networks"]
-    for figure in ("figure_3", "figure_4"):
-        assert params[figure]["network"] in params["finetune"]["networks"]
-    own = (
-        "data/networks",
-        "data/finetuned",
-        "data/perturbation",
-        "data/masking",
-        "data/localisation",
-        "data/maps",
-        "plots",
-        "metrics",
-    )
-    for stage in repo.index.stages:
-        for dep in stage.deps:
-            if dep.def_path.startswith(own):
-                assert any(out == dep.def_path or out.startswith(f"{dep.def_path}/") for out in outs), dep.def_path
+@pytest.mark.parametrize("network", [*IMAGENET, "vgg16_bn", "vit_b_16"])
+def test_paper_profile_starts_from_torchvisions_default_weights(network):
+    _stem, digits = at(parameters("profile=paper"), f"networks.{network}.network.weights").rsplit("-", 1)
+    assert f"-{digits}" in torchvision.models.get_model_weights(network).DEFAULT.url
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "networks").glob("*.yaml")), ids=lambda path: path.stem)
+def test_weights_are_named_by_what_is_in_them(file):
+    entries = {name: entry for name, entry in yaml.safe_load(file.read_text()).items() if name != "defaults"}
+    assert entries
+    for name, entry in entries.items():
+        assert re.fullmatch(r"random|\w.*-[0-9a-f]{8}", entry["network"]["weights"]), name
+
+
+@pytest.mark.parametrize("key", ["data.imagenet.path", "data.cub.path", "weights.path"])
+@pytest.mark.parametrize("name", ["sample", "paper"])
+def test_folders_are_overridden_at_one_place(name, key):
+    """The one override reaches every network that uses the folder, whichever experiment it is for, and no other."""
+    before = leaves(parameters(f"profile={name}"))
+    after = leaves(parameters(f"profile={name}", f"{key}=/my/folder"))
+    assert after == {other: "/my/folder" if value == before[key] else value for other, value in before.items()}
+    changed = {other for other in before if before[other] != after[other]}
+    if key.startswith("data."):
+        assert any(other.startswith("networks.") for other in changed)
+        assert all(other == key or other.endswith(".images.data") for other in changed)
+    else:
+        assert changed == {key}
+
+
+@pytest.mark.parametrize("key", ["gradient_norms", "maps.figure_3", "maps.figure_4", "vit_maps"])
+@pytest.mark.parametrize("name", PROFILES)
+def test_network_that_is_not_among_the_networks_is_an_error(name, key):
+    with pytest.raises(OmegaConfBaseException, match=r"networks\.inception_v9"):
+        composed(f"profile={name}", f"{key}.network=inception_v9")
+
+
+@pytest.mark.parametrize("key", ["maps.figure_3", "maps.figure_4"])
+def test_network_without_a_layer_to_explain_is_an_error_in_figures_3_and_4(key):
+    with pytest.raises(OmegaConfBaseException, match=r"networks\.resnet18\.explanation"):
+        composed("profile=mini", f"{key}.network=resnet18")
+
+
+def test_figure_4_shows_the_network_of_figure_3():
+    maps = parameters("profile=sample", "maps.figure_3.network=squeezenet1_0_birds")["maps"]
+    assert maps["figure_4"]["network"] == "squeezenet1_0_birds"
+    assert maps["figure_4"]["images"] == maps["figure_3"]["images"]
+
+
+# --- the machine is not the experiment --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_nothing_of_the_machine_is_a_parameter(name):
+    """What computes stands in machine.yaml; the size of a training step's batch alone belongs to the experiment."""
+    trained = re.compile(r"((perturb|mask|vit)\.)?networks\.\w+\.training\.batch_size")
+    parts = {key: set(key.split(".")) for key in leaves(parameters(f"profile={name}"))}
+    assert {"device", "threads", "processes", "workers", "batch_size"} <= MACHINE
+    assert [key for key in parts if parts[key] & {*MACHINE, "launch", "chunk"} and not trained.fullmatch(key)] == []
+
+
+def test_nothing_of_the_machine_is_an_option():
+    options = {
+        (script, parameter.name)
+        for script in {f"stages/{path.name}" for path in (ROOT / "stages").glob("[!_]*.py")} - BY_HAND
+        for stage in commands_of(script)
+        for parameter in stage.params
+        if parameter.name in {*MACHINE, "launch", "chunk"}
+    }
+    assert options == {("stages/train.py", "batch_size")}
+
+
+def test_nothing_of_the_machine_is_in_dvc_yaml():
+    for name, definition in definitions().items():
+        words = set(re.split(r"[^a-z_]+", definition["cmd"].replace("-", "_")))
+        assert not words & {*MACHINE, "launch", "torchrun"}, name
+        assert "machine.yaml" not in definition["deps"]
 
 
 # --- dvc.yaml and the scripts -----------------------------------------------------------------------------------
 
 
-def definitions():
+def stages_of_dvc_yaml():
     return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
-@pytest.mark.parametrize("name", definitions())
-def test_command_line_gives_every_option_of_its_script_and_no_other(name):
-    # ${item.network} holds no space, so the templates split as the resolved command lines do.
-    script, options = arguments(definitions()[name]["cmd"])
-    known = {opt for parameter in command(script).params for opt in parameter.opts}
-    assert set(options) == known
+def definitions():
+    """`{stage, or family of stages: what it runs, needs and writes}`, not interpolated."""
+    return {name: stage.get("do", stage) for name, stage in stages_of_dvc_yaml().items()}
+
+
+def cells(name, params):
+    """`{name in DVC: what interpolations find}` of a stage, or of each of a family."""
+    family = stages_of_dvc_yaml()[name].get("foreach")
+    if family is None:
+        return {name: params}
+    family = at(params, INTERPOLATION.fullmatch(family)[1]) if isinstance(family, str) else family
+    return {f"{name}@{key}": params | {"key": key, "item": item} for key, item in family.items()}
+
+
+def asked(cmd, scope):
+    """What a command line of dvc.yaml asks for: `(positional words, {option: value})`, whatever DVC makes of it."""
+    words, options = [], {}
+    _python, _script, *todo = shlex.split(cmd)
+    while todo:
+        word = todo.pop(0)
+        if word.startswith("--"):
+            options[word[2:]] = INTERPOLATION.sub(lambda found: str(at(scope, found[1])), todo.pop(0))
+        elif isinstance(value := at(scope, INTERPOLATION.fullmatch(word)[1]), dict):
+            assert not options.keys() & value.keys(), f"{cmd} gives an option twice"
+            options |= value
+        else:
+            words.append(value)
+    return words, options
+
+
+def test_dvc_yaml_is_read_from_top_to_bottom():
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 400
+
+
+def test_every_profile_resolves(profile):
+    params, repo = profile
+    for stage in repo.index.stages:
+        assert "${" not in stage.cmd
+        assert "  " not in stage.cmd
+        assert not {"None", "null", "???", "{}", "[]"} & set(shlex.split(stage.cmd)), stage.cmd
+    expected = [name for family in definitions() for name in cells(family, params)]
+    assert sorted(stage.name for stage in repo.index.stages) == sorted(expected)
+    assert nx.is_directed_acyclic_graph(repo.index.graph)
+
+
+def test_every_command_line_gives_the_parameters(profile):
+    """Click reads out of DVC's command line what params.yaml says, every option of the script and no other."""
+    params, repo = profile
+    commands = {stage.name: stage.cmd for stage in repo.index.stages}
+    for family, definition in definitions().items():
+        for name, scope in cells(family, params).items():
+            words, options = asked(definition["cmd"], scope)
+            stage, found = parsed(commands[name])
+            expected = {key.replace("-", "_"): value for key, value in options.items()}
+            expected = {key: tuple(value) if isinstance(value, list) else value for key, value in expected.items()}
+            positional = [parameter.name for parameter in stage.params if isinstance(parameter, click.Argument)]
+            expected |= dict(zip(positional, words))
+            assert words[len(positional) :] in ([], [stage.name])
+            assert found == expected, name
+            on_or_off = ({key for key in values if isinstance(values[key], bool)} for values in (found, expected))
+            assert next(on_or_off) == next(on_or_off)  # for True == 1
+
+
+def test_every_experiment_runs_on_the_networks_it_names(profile):
+    params, repo = profile
+    names = [stage.name for stage in repo.index.stages]
+    for family, key in {
+        "data": "data",
+        "contact_sheet": "sheets",
+        "train": "networks",
+        "perturb": "perturb.networks",
+        "saturate": "perturb.networks",
+        "mask": "mask.networks",
+        "localise": "mask.networks",
+        "vit": "vit.networks",
+        "maps": "maps",
+    }.items():
+        found = [name for name in names if name.startswith(f"{family}@")]
+        assert found == [f"{family}@{entry}" for entry in at(params, key)]
+
+
+def test_what_a_stage_needs_of_the_pipeline_some_stage_writes(profile):
+    """Figures show networks that the profile trains, and networks are trained on data sets that it makes."""
+    _, repo = profile
+    outs = {out.def_path for stage in repo.index.stages for out in stage.outs}
+    folders = {"/".join(out.split("/")[:2]) for out in outs if out.startswith("data/")} | {
+        "plots",
+        "metrics",
+        "dvclive",
+    }
+    assert folders >= {"data/sets", "data/networks", "data/reports", "data/maps"}
+    for stage in repo.index.stages:
+        for dep in stage.deps:
+            if dep.def_path.startswith(tuple(folders)):
+                assert any(out == dep.def_path or out.startswith(f"{dep.def_path}/") for out in outs), dep.def_path
+
+
+def test_every_script_has_a_stage():
+    scripts = {f"stages/{path.name}" for path in (ROOT / "stages").glob("[!_]*.py")}
+    run = {shlex.split(definition["cmd"])[1] for definition in definitions().values()}
+    assert scripts - BY_HAND == run
+    # And every subcommand a data set.
+    sets = [name for path in (ROOT / "conf" / "data").glob("*.yaml") for name in yaml.safe_load(path.read_text())]
+    assert sorted(command("stages/data.py").commands) == sorted(sets)
+
+
+@pytest.mark.parametrize("script", sorted({shlex.split(stage["cmd"])[1] for stage in definitions().values()}))
+def test_every_option_is_required(script):
+    """Stages have no defaults of their own: one that is forgotten in params.yaml is an error."""
+    for stage in commands_of(script):
+        for parameter in stage.params:
+            assert parameter.required, f"{stage.name} {parameter.name}"
+
+
+def test_command_line_that_lacks_an_option_is_refused(profile):
+    _, repo = profile
+    for cmd in {arguments(stage.cmd)[0]: stage.cmd for stage in repo.index.stages}.values():
+        for option in {word for word in shlex.split(cmd) if word.startswith("--")}:
+            shorter = re.sub(rf" {option}( (?!--)\S+|(?= |$))", "", cmd)
+            assert option not in shlex.split(shorter)
+            with pytest.raises(click.MissingParameter):
+                parsed(shorter)
 
 
 @pytest.mark.parametrize("name", definitions())
-def test_lists_of_a_command_line_are_declared_as_parameters(name):
-    definition = definitions()[name]
-    assert sorted(LIST.findall(definition["cmd"])) == sorted(definition.get("params", []))
+def test_no_option_is_spelled_out_that_a_dictionary_could_hold(name):
+    words = shlex.split(definitions()[name]["cmd"])
+    for option, value in pairwise(words):
+        if option.startswith("--") and (found := INTERPOLATION.fullmatch(value)):
+            assert found[1].rpartition(".")[2] != option[2:].replace("-", "_"), f"{option} {value}"
 
 
-def test_every_script_has_a_stage_and_every_option_is_required():
-    by_hand = {"stages/verify.py", "stages/fetch.py"}
-    scripts = {f"stages/{path.name}" for path in (ROOT / "stages").glob("[!_]*.py")} - by_hand
-    assert scripts == {arguments(definition["cmd"])[0] for definition in definitions().values()}
-    for script in scripts:
-        for parameter in command(script).params:
-            assert isinstance(parameter, click.Option)
-            assert parameter.required, f"{script} {parameter.name}"
-
-
-@pytest.mark.parametrize("name", definitions())
-def test_files_a_command_line_reads_and_writes_are_declared(name):
+def test_files_that_a_command_reads_and_writes_are_declared(profile):
     """What looks like a path in the repository stands among the stage's deps, outs, metrics and plots."""
-    definition = definitions()[name]
-    _, options = arguments(definition["cmd"])
-    kinds = ("outs", "metrics", "plots")
-    outs = {next(iter(o)) if isinstance(o, dict) else o for kind in kinds for o in definition.get(kind, [])}
-    written = {option: value for option, value in options.items() if value in outs}
-    assert set(written.values()) == outs
-    paths = {value for value in options.values() if value.startswith(("data/", "plots/", "metrics/"))}
-    paths |= {value for value in options.values() if re.fullmatch(r"\$\{\w+\.(data|path)\}", value)}
-    assert paths - outs <= set(definition["deps"])
+    params, repo = profile
+    data = {entry["path"] for entry in params["data"].values()} | {
+        entry["images"]["data"] for entry in params["networks"].values()
+    }
+    for stage in repo.index.stages:
+        outs, deps = ({item.def_path for item in items} for items in (stage.outs, stage.deps))
+        values = {key: value for key, value in parsed(stage.cmd)[1].items() if isinstance(value, str)}
+        assert outs <= set(values.values()), f"{stage.name} writes what its command does not name"
+        read = {
+            value
+            for key, value in values.items()
+            if key not in HASHED and (value in data or value.startswith(("data/", "plots/", "metrics/", "dvclive/")))
+        }
+        assert read <= outs | deps, stage.name
 
 
-@pytest.mark.parametrize(
-    ("values", "network", "expected"),
-    [("a", "n", "a"), ("a,n=b", "n", "b"), ("a,n=b", "m", "a"), ("n=b,a", "m", "a"), ("n=b,m=c", "m", "c")],
-)
-def test_a_networks_own_value_comes_before_that_of_all_others(values, network, expected):
-    assert load_module(ROOT / "stages" / "_command.py").for_network(values, network) == expected
+@pytest.mark.parametrize("name", ["sample", "paper"])
+def test_folders_of_ones_own_are_dependencies_of_every_stage_that_reads_them(name, tmp_path):
+    before = resolved(tmp_path / "before", composed(f"profile={name}"))
+    after = resolved(tmp_path / "after", composed(f"profile={name}", "data.cub.path=/my/birds"))
+
+    def readers(repo, folder):
+        return {stage.name for stage in repo.index.stages if folder in {dep.def_path for dep in stage.deps}}
+
+    assert readers(after, "/my/birds") == readers(before, "data/sets/cub") != set()
+    assert all("/my/birds" in at_stage(after, name).cmd for name in readers(after, "/my/birds"))
+    assert not readers(after, "data/sets/cub")
 
 
-@pytest.mark.parametrize("values", ["a,b", "m=a", "n=a,n=b", "a,m=b,c"])
-def test_no_value_or_two_for_one_network_is_an_error(values):
-    with pytest.raises(ValueError, match=r"is not one value for n: write VALUE"):
-        load_module(ROOT / "stages" / "_command.py").for_network(values, "n")
+def at_stage(repo, name):
+    return next(stage for stage in repo.index.stages if stage.name == name)
+
+
+@pytest.mark.parametrize("key", ["data", "sheets"])
+def test_empty_dictionary_gives_no_stage(key, mini, tmp_path):
+    repo = resolved(tmp_path / "repo", yaml.safe_dump(parameters("profile=mini") | {key: {}}))
+    gone = {stage.name for stage in mini.index.stages} - {stage.name for stage in repo.index.stages}
+    assert gone == {{"data": "data@synthbirds", "sheets": "contact_sheet@synthbirds"}[key]}
 
 
 # --- what a change runs again -----------------------------------------------------------------------------------
@@ -305,61 +511,104 @@ def stages_behind(repo, changed):
     return {name.name for stage in picked for name in (stage, *nx.descendants(graph, stage))}
 
 
-def needs(key):
-    """Whether a change of a parameter changes a stage's command line or declared parameters."""
-    return lambda stage: any(key in getattr(dep, "params", []) for dep in stage.deps)
-
-
 def groups(names):
-    return {name.partition("@")[0] for name in names}
+    """Families of stages, but figures and their maps one by one."""
+    return {name if name.startswith(("figure@", "maps@")) else name.partition("@")[0] for name in names}
 
 
-def test_graph_lets_epsilons_reach_only_the_perturbation(mini):
-    behind = stages_behind(mini, needs("perturb.epsilons"))
-    assert groups(behind) == {"perturb", "perturbation", "figure_1_2", "figure_published", "claims"}
+def edited(file):
+    """Whether a stage depends on a file, or on a folder that has it."""
+    return lambda stage: any(f"{file}/".startswith(f"{dep.def_path}/") for dep in stage.deps)
 
 
-def test_graph_lets_explainers_reach_only_the_masks(mini):
-    behind = stages_behind(mini, needs("masking.explainers"))
-    assert groups(behind) == {"mask", "tables", "table_figures", "claims"}
+def figures(*names):
+    return {f"figure@{name}" for name in names}
 
 
-LOCALISED = {"localise", "localisation", "figure_localisation"}
-MAPPED = {"maps_3", "maps_4", "figure_3", "figure_4"}
-COMPARED = {"vit", "vit_table", "figure_vit"}
-EXPLAINED = {"accuracy", "mask", "tables", "table_figures", "claims", *MAPPED, *LOCALISED}
+PERTURBED = {"perturbation", "claims", *figures("figure_1_2", "perturbation_vs_published")}
+SATURATED = {"saturation", *figures("saturation")}
+MASKED = {"mask", "masking", "claims", *figures("table1", "by_ambiguity")}
+LOCALISED = {"localise", "localisation", "claims", *figures("localisation", "localisation_by_p_2")}
+MAPPED = {"maps@figure_3", "maps@figure_4", *figures("figure_3", "figure_4")}
+COMPARED = {"vit", "transformers", *figures("vit", "vit_blocks")}
+FIGURE_5 = {"vit_maps", *figures("figure_5")}
+FIGURE_6 = {"gradient_norms", *figures("figure_6")}
 
 
-# Interpolated parameters change a command line: the same question, answered by resolving twice.
+@pytest.fixture(scope="module")
+def stale(mini, tmp_path_factory):
+    """What runs again after overrides: a parameter changes a command line, and DVC's graph has the rest."""
+    before = {stage.name: stage.cmd for stage in mini.index.stages}
+
+    def stale(*overrides):
+        repo = resolved(tmp_path_factory.mktemp("stale") / "repo", composed("profile=mini", *overrides))
+        return stages_behind(repo, lambda stage: stage.cmd != before[stage.name])
+
+    return stale
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("masking.threshold=0.2", {*EXPLAINED, *COMPARED}),
-        ("figure_3.max_images=5", {"maps_3", "figure_3"}),
-        ("localisation.disc_radius=0.2", {*LOCALISED, *COMPARED, "claims"}),
-        ("vit.rollout_block=1", {*COMPARED, "maps_5", "figure_5"}),
-        ("vit.training.epochs=3", {"transformers", *COMPARED, "maps_5", "figure_5"}),
-        ("gradient_norms.max_images=5", {"gradient_norms", "figure_6"}),
-        ("perturb.max_images=5", {"perturb", "perturbation", "figure_1_2", "figure_published", "claims"}),
-        ("saturation.n_iterations=3", {"saturate", "saturation", "figure_saturation"}),
-        ("finetune.epochs=3", {"finetune", *EXPLAINED}),
+        ("perturb.options.epsilons=[0.002]", {"perturb", *PERTURBED}),
+        ("perturb.options.max_images=5", {"perturb", *PERTURBED}),
+        ("saturate.options.n_iterations=3", {"saturate", *SATURATED}),
+        ("gradient_norms.options.max_images=5", FIGURE_6),
+        ("gradient_norms.network=googlenet", FIGURE_6),
+        ("mask.options.explainers=[gradcam]", MASKED),
+        ("mask.options.threshold=0.2", {"networks", *MASKED, *LOCALISED, *MAPPED, *COMPARED}),
+        ("localise.options.disc_radius=0.2", {*LOCALISED, *COMPARED}),
+        ("localise.options.max_images=5", LOCALISED),
+        ("tables.localisation.p_2_edges=[0.1]", LOCALISED - {"localise"}),
+        ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3"}),
+        ("maps.figure_4.options.max_images=5", {"maps@figure_4", "figure@figure_4"}),
+        ("vit.blocks.rollout_block=1", {*COMPARED, *FIGURE_5}),
+        ("vit.options.max_images=5", COMPARED),
+        ("vit_maps.options.max_images=5", FIGURE_5),
+        ("tables.claims.seed=1", {"claims"}),
+        ("sheets.synthbirds.options.per_species=1", {"contact_sheet"}),
     ],
 )
-def test_a_parameter_runs_again_only_what_depends_on_it(mini, tmp_path, override, expected):
-    before = {stage.name: stage.cmd for stage in mini.index.stages}
-    repo = resolved(tmp_path / "repo", composed("profile=mini", override))
-    assert groups(stages_behind(repo, lambda stage: stage.cmd != before[stage.name])) == expected
+def test_a_parameter_runs_again_only_what_depends_on_it(stale, override, expected):
+    assert groups(stale(override)) == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "behind"),
+    [
+        ("resnet18", {"perturb@resnet18", "saturate@resnet18", *PERTURBED, *SATURATED, *FIGURE_6}),
+        ("googlenet", {"perturb@googlenet", "saturate@googlenet", *PERTURBED, *SATURATED}),
+        (
+            "vgg16_bn_narrow",
+            {*MASKED, *LOCALISED, *MAPPED, "mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow"} - {"mask", "localise"},
+        ),
+        ("vit_mini", {*COMPARED, *FIGURE_5, "vit@vit_mini"} - {"vit"}),
+    ],
+)
+def test_a_networks_recipe_trains_that_network_again_and_no_other(stale, network, behind):
+    assert stale(f"networks.{network}.training.epochs=3") == {f"train@{network}", "networks", *behind}
+
+
+def test_a_networks_image_size_reaches_its_experiments_only(stale):
+    behind = stale("networks.resnet18.images.image_size=40")
+    assert {name for name in behind if "@" in name} - figures(
+        "figure_1_2", "perturbation_vs_published", "saturation", "figure_6"
+    ) == {"train@resnet18", "perturb@resnet18", "saturate@resnet18"}
+
+
+def test_another_picture_of_the_birds_runs_everything_again(stale, mini):
+    assert stale("data.synthbirds.ambiguity=0.3") == {stage.name for stage in mini.index.stages}
 
 
 def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
-    before = {stage.name: stage.cmd for stage in mini.index.stages}
-    repo = resolved(tmp_path / "repo", composed("profile=mini", "perturb.networks=[resnet18,googlenet,alexnet]"))
-    after = {stage.name: stage.cmd for stage in repo.index.stages}
-    assert after.keys() - before.keys() == {f"{stage}@alexnet" for stage in ("networks", "perturb", "saturate")}
-    assert before.keys() - after.keys() == {
-        f"{stage}@mobilenet_v3_small" for stage in ("networks", "perturb", "saturate")
-    }
-    assert all(after[name] == before[name] for name in after.keys() & before.keys())
+    more = "+perturb.networks.vgg16_bn_narrow=${networks.vgg16_bn_narrow}", "~perturb.networks.mobilenet_v3_small"
+    repo = resolved(tmp_path / "repo", composed("profile=mini", *more))
+    before, after = ({stage.name: stage.cmd for stage in of.index.stages} for of in (mini, repo))
+    assert after.keys() - before.keys() == {"perturb@vgg16_bn_narrow", "saturate@vgg16_bn_narrow"}
+    assert before.keys() - after.keys() == {"perturb@mobilenet_v3_small", "saturate@mobilenet_v3_small"}
+    # Those that gather the cells are told which.
+    told = {name for name in after.keys() & before.keys() if after[name] != before[name]}
+    assert told == {"perturbation", "saturation", "claims"}
 
 
 @pytest.mark.parametrize(
@@ -368,20 +617,48 @@ def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
         "cxlib/review/report/figures.py",
         "cxlib/review/report/tables.py",
         "cxlib/review/report/claims.py",
+        "cxlib/review/report/statistics.py",
+        "cxlib/review/perturbation.py",
+        "cxlib/review/selection.py",
+        "cxlib/review/variants.py",
         "cxlib/metrics/masking.py",
         "cxlib/metrics/localisation.py",
+        "cxlib/metrics/parts.py",
+        "cxlib/explainers/cam.py",
+        "cxlib/explainers/vit.py",
+        "cxlib/overlay.py",
+        "cxlib/taps.py",
+        "cxlib/contrasts.py",
+        "stages/figure.py",
+        "stages/claims.py",
     ],
 )
-def test_editing_figures_tables_or_verdicts_trains_nothing(mini, file):
-    behind = groups(stages_behind(mini, lambda stage: file in {dep.def_path for dep in stage.deps}))
-    trained = {stage.name for stage in mini.index.stages if "stages/finetune.py" in stage.cmd}
-    assert len(trained) == 5
-    assert not behind & (groups(trained) | {"synthbirds"})
+def test_editing_what_explains_and_reports_trains_and_paints_nothing(mini, file):
+    behind = groups(stages_behind(mini, edited(file)))
+    assert not behind & {"train", "data"}
 
 
-def test_no_output_is_also_kept_out_of_the_run_cache(mini):
-    """A plain output without cache, or a persistent one, silently loses DVC's run cache."""
-    for stage in mini.index.stages:
+@pytest.mark.parametrize(
+    ("file", "again"),
+    [
+        ("cxlib/training/fine_tune.py", {"train"}),
+        ("cxlib/networks/build.py", {"train"}),
+        ("cxlib/runs.py", {"train", "data"}),
+    ],
+)
+def test_editing_what_trains_trains_again(mini, file, again):
+    assert groups(stages_behind(mini, edited(file))) & {"train", "data"} == again
+
+
+def test_no_output_is_also_kept_out_of_the_run_cache(profile):
+    """A plain output without cache, a persistent one, or a remote dependency, silently loses DVC's run cache."""
+    _, repo = profile
+    for stage in repo.index.stages:
+        assert stage.deps
+        assert not stage.is_callback
+        assert not stage.always_changed
+        assert all(dep.protocol == "local" for dep in stage.deps)
         for out in stage.outs:
             assert not out.persist
+            assert out.protocol == "local"
             assert out.use_cache or out.is_metric or out.is_plot, out.def_path

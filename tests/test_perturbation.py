@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_contrasts import OBJECTIVES
+from test_folding import ready_to_train, state
 from torch import nn
 
 from cxlib.contrasts import CONTRASTS
@@ -143,6 +144,23 @@ def test_the_grid_shares_work_and_not_results(network, n_images):
         for name in Changes._fields:
             expected = getattr(after, name) - getattr(before, name)
             torch.testing.assert_close(getattr(changes, name), expected, rtol=0, atol=1e-11)
+
+
+def test_a_plain_network_in_training_gets_the_fast_path_and_is_what_it_was(network, images, targets):
+    """Batch norms are folded and weights laid out anew in a copy; the literal result is that of the network itself."""
+    literal = {
+        (contrast, n): measure(network(sign_perturb(network, images, targets, contrast, 3e-2, n)), targets)
+        for contrast in ("original", "weighted")
+        for n in (1, 2)
+    }
+    before = measure(network(images), targets)
+    ready_to_train(network)
+    was = state(network)
+    grid = perturbation_grid(network, images, targets, ["original", "weighted"], [3e-2], [1, 2])
+    assert state(network) == was
+    for (contrast, _, n), changes in grid.items():
+        for value, after, start in zip(changes, literal[contrast, n], before):
+            torch.testing.assert_close(value, after - start, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

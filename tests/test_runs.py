@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from cxlib import networks
-from cxlib.runs import Ranks, fingerprint, joined, map_batches, workplace
+from cxlib.runs import Ranks, fingerprint, joined, map_batches, prefetched, workplace
 from cxlib.synthbirds import species
 
 ROOT = Path(__file__).parents[1]
@@ -75,13 +76,19 @@ def test_a_fingerprint_changes_with_options_inputs_and_code(tmp_path, monkeypatc
 # --- batches ----------------------------------------------------------------------------------------------------
 
 
-def squares(batch):
-    return {"squares": np.array(batch) ** 2}
+def load(batch):
+    return np.array(batch)
 
 
+def squares(batch, loaded):
+    assert loaded.tolist() == list(batch)
+    return {"squares": loaded**2}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize(("n", "batch_size"), [(0, 3), (1, 3), (7, 3), (9, 3)])
-def test_results_come_in_the_order_of_the_batches(tmp_path, n, batch_size):
-    parts = map_batches(squares, list(range(n)), batch_size, Ranks(), tmp_path, "squares")
+def test_results_come_in_the_order_of_the_batches(tmp_path, n, batch_size, workers):
+    parts = map_batches(load, squares, list(range(n)), batch_size, Ranks(), tmp_path, "squares", workers)
     assert [part["squares"].tolist() for part in parts] == [
         [i**2 for i in range(start, min(n, start + batch_size))] for start in range(0, n, batch_size)
     ]
@@ -91,29 +98,55 @@ def test_a_rank_computes_its_own_batches_only(tmp_path, monkeypatch):
     monkeypatch.setattr(Ranks, "gather", lambda _self, content: [content] if _self.rank == 0 else None)
     seen = []
 
-    def compute(batch):
+    def compute(batch, loaded):
         seen.append(list(batch))
-        return squares(batch)
+        return squares(batch, loaded)
 
-    assert map_batches(compute, list(range(10)), 2, Ranks(1, 2), tmp_path, "squares") is None
+    assert map_batches(load, compute, list(range(10)), 2, Ranks(1, 2), tmp_path, "squares") is None
     assert seen == [[2, 3], [6, 7]]
 
 
-def test_what_is_done_is_not_computed_again(tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_done_is_neither_loaded_nor_computed_again(tmp_path, workers):
     calls = []
 
-    def failing(batch):
+    def failing(batch, loaded):
         if len(calls) == 2:
             raise RuntimeError("killed")
         calls.append(batch)
-        return squares(batch)
+        return squares(batch, loaded)
+
+    def only_the_rest(batch):
+        assert min(batch) >= 4
+        return load(batch)
 
     with pytest.raises(RuntimeError, match="killed"):
-        map_batches(failing, list(range(8)), 2, Ranks(), tmp_path, "squares")
+        map_batches(load, failing, list(range(8)), 2, Ranks(), tmp_path, "squares", workers)
     calls.clear()
-    parts = map_batches(failing, list(range(8)), 2, Ranks(), tmp_path, "squares")
+    parts = map_batches(only_the_rest, failing, list(range(8)), 2, Ranks(), tmp_path, "squares", workers)
     assert calls == [[4, 5], [6, 7]]
     assert np.concatenate([part["squares"] for part in parts]).tolist() == [i**2 for i in range(8)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_loading_complains_of_is_one_line_wherever_it_ran(workers):
+    def broken(item):
+        if item == 3:
+            raise ValueError("bird.jpg cannot be decoded: replace it")
+        return item
+
+    loaded = prefetched(broken, range(5), workers)
+    assert [next(loaded) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"^bird\.jpg cannot be decoded: replace it$"):
+        next(loaded)
+
+
+def test_loading_goes_on_while_the_caller_computes():
+    """The worker of an idle caller is ahead of it."""
+    loaded = prefetched(lambda _: time.monotonic(), range(3), 1)
+    first = next(loaded)
+    time.sleep(0.5)
+    assert next(loaded) - first < 0.4
 
 
 def test_one_process_is_rank_0_of_1(monkeypatch):
@@ -146,60 +179,126 @@ def repo(tmp_path_factory):
     return folder
 
 
-def perturb(repo, out, n_ranks=0, wait=True, **more):
-    options = {
-        "network": "network.pt", "data": "birds", "image_size": 32, "crop": False, "contrasts": "original,probability",
-        "epsilons": "0.001,0.003", "n_iterations": "1,3", "precision": "float32", "max_images": 13, "batch_size": 2,
-        "device": "cpu", "threads": 1, "seed": 0, "out": out,
-    } | more  # fmt: skip
-    words = [str(word) for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}"] if n_ranks else []
-    process = subprocess.Popen(
-        [sys.executable, *launch, ROOT / "stages" / "perturb.py", *words],
-        cwd=repo, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+OPTIONS = (
+    "--network network.pt --data birds --image-size 32 --no-crop --contrasts original --contrasts probability"
+    " --epsilons 0.001 --epsilons 0.003 --n-iterations 1 --n-iterations 3 --precision float32 --max-images 13 --seed 0"
+)
+SCRIPT = [sys.executable, str(ROOT / "stages" / "perturb.py")]
+
+
+def start(repo, out, *more, script=SCRIPT, **machine):
+    """Perturb in a process of its own, on a machine of these settings."""
+    settings = {"device": "cpu", "threads": 1, "batch_size": 2, "workers": 0} | machine
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | {f"CXLIB_{k.upper()}": str(v) for k, v in settings.items()}
+    return subprocess.Popen(
+        [*script, *OPTIONS.split(), "--out", out, *more],
+        cwd=repo, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    if wait:
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors
-    return process
+
+
+def end(process):
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+
+
+def kept(repo):
+    return list((repo / ".resume").rglob("0*.npz"))
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def children(pid):
+    """Processes that this one started: the launcher's ranks."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in found for child in file.read_text().split()]
 
 
 @pytest.fixture(scope="module")
 def alone(repo):
-    perturb(repo, "alone.npz")
+    end(start(repo, "alone.npz"))
     return (repo / "alone.npz").read_bytes()
 
 
-@pytest.mark.parametrize("n_ranks", [1, 2, 3])
-def test_any_number_of_ranks_writes_the_same_bytes(repo, alone, n_ranks):
+@pytest.mark.parametrize("machine", [{"processes": 3}, {"workers": 1}, {"workers": 3}], ids=str)
+def test_any_number_of_processes_and_workers_writes_the_same_bytes(repo, alone, machine):
     """Seven batches, the last of one image: uneven for two ranks and for three."""
-    perturb(repo, f"ranks{n_ranks}.npz", n_ranks)
-    assert (repo / f"ranks{n_ranks}.npz").read_bytes() == alone
-    assert not list((repo / ".resume").rglob("*.npz"))
+    out = f"{next(iter(machine))}{next(iter(machine.values()))}.npz"
+    end(start(repo, out, **machine))
+    assert (repo / out).read_bytes() == alone
+    assert not kept(repo)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_two_nodes_of_two_processes_each_write_the_same_bytes(repo, alone):
+    """The first node starts them by a command that runs what is behind it once on every node, as `srun` does."""
+    (repo / "both").write_text('#!/bin/sh\n"$@" & "$@"\nstatus=$?\nwait $! && exit $status\n')
+    (repo / "both").chmod(0o755)
+    nodes = {"nodes": 2, "processes": 2, "rendezvous": f"127.0.0.1:{free_port()}", "spawn": "./both"}
+    end(start(repo, "nodes.npz", **nodes))
+    assert (repo / "nodes.npz").read_bytes() == alone
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(repo, alone):
-    """Twice SIGKILL in the middle of the work; then a run to the end, by another number of ranks."""
+    """Twice SIGKILL in the middle of the work; then a run to the end, by another number of processes."""
     for n_done in (1, 3):
-        process = perturb(repo, "killed.npz", wait=False)
-        deadline = time.monotonic() + 120
-        while len(list((repo / ".resume").rglob("0*.npz"))) < n_done:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        process = start(repo, "killed.npz")
+        wait_for(lambda n_done=n_done: len(kept(repo)) >= n_done, process)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert not (repo / "killed.npz").exists()
-    kept = list((repo / ".resume").rglob("0*.npz"))
-    assert len(kept) >= 3
-    perturb(repo, "killed.npz", 2)
+    assert len(kept(repo)) >= 3
+    end(start(repo, "killed.npz", processes=2))
     assert (repo / "killed.npz").read_bytes() == alone
 
 
-def test_a_rank_that_fails_ends_all_of_them_without_an_output(repo):
+def test_a_process_that_is_killed_is_started_again_by_the_launcher(repo, alone):
+    process = start(repo, "restarted.npz", processes=2)
+    wait_for(lambda: kept(repo), process)
+    before = children(process.pid)
+    os.kill(before[0], signal.SIGKILL)
+    end(process)
+    assert (repo / "restarted.npz").read_bytes() == alone
+    assert not kept(repo)
+
+
+def test_what_one_process_finds_wrong_ends_all_of_them_in_one_line(repo):
     (repo / "broken.pt").write_bytes(b"no network")
-    process = perturb(repo, "failed.npz", 2, wait=False, network="broken.pt")
+    begun = time.monotonic()
+    process = start(repo, "failed.npz", "--network", "broken.pt", processes=2)
     _, errors = process.communicate(timeout=180)
-    assert process.returncode != 0
-    assert "Error: broken.pt is not a file of weights" in errors
+    assert process.returncode == 1
+    assert errors.splitlines() == ["Error: broken.pt is not a file of weights (UnpicklingError)"]
+    assert time.monotonic() - begun < 60  # and is not tried again
     assert not (repo / "failed.npz").exists()
+
+
+def test_a_stage_that_shares_nothing_is_refused_under_torchrun(repo):
+    script = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "stages" / "figure.py")]
+    done = subprocess.run(
+        [sys.executable, *script, "table1", "--table", "t.csv", "--out", "t.png"],
+        cwd=repo, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "figure.py is one process, torchrun started several: use python" in done.stderr
+
+
+def test_a_machine_file_is_read_and_the_environment_comes_before_it(repo, tmp_path):
+    (tmp_path / "machine.yaml").write_text("threads: 0\ndevice: abacus\n")
+    command = [sys.executable, "-c", "import _command; print(_command.settings())"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'stages'}"}
+    run = lambda **more: subprocess.run(  # noqa: E731
+        command, cwd=tmp_path, env=environment | more, capture_output=True, text=True, timeout=60
+    )
+    assert "device 'abacus' is not available here" in run().stderr
+    assert "device='cpu'" in run(CXLIB_DEVICE="cpu").stdout

@@ -5,11 +5,16 @@ import csv
 import hashlib
 import io
 import json
+import math
+import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import networkx as nx
 import numpy as np
@@ -25,52 +30,86 @@ from torchvision import transforms
 from cxlib import networks, runtime
 from cxlib.datasets import images
 from cxlib.metrics import parts
+from cxlib.review.report import statistics, tables
 
 MINIATURE = (
-    "synthbirds.species_per_family=2",
-    "synthbirds.train_per_species=2",
-    "synthbirds.test_per_species=3",
-    "synthbirds.image_size=40",
-    "perturb.networks=[squeezenet1_1,mobilenet_v3_small]",
-    "perturb.image_size=32",
-    "perturb.n_iterations=[1,2]",
-    "perturb.max_images=5",
-    "perturb.batch_size=3",
-    "perturb.training.epochs=1",
+    "profile=mini",
+    "data.synthbirds.species_per_family=2",
+    "data.synthbirds.train_per_species=2",
+    "data.synthbirds.test_per_species=3",
+    "data.synthbirds.image_size=40",
+    # First where networks are used, then the networks: Hydra resolves each override's interpolations.
+    "~perturb.networks.resnet18",
+    "~perturb.networks.googlenet",
+    "~networks.resnet18",
+    "~networks.googlenet",
+    "+recipe@networks.squeezenet1_1.training=short",
+    "+networks.squeezenet1_1.network={architecture: squeezenet1_1, weights: random}",
+    "+networks.squeezenet1_1.images=${networks.mobilenet_v3_small.images}",
+    "+perturb.networks.squeezenet1_1=${networks.squeezenet1_1}",
+    "networks.squeezenet1_1.training.epochs=1",
+    "networks.mobilenet_v3_small.training.epochs=1",
+    "networks.mobilenet_v3_small.images.image_size=32",
+    "networks.vgg16_bn_narrow.training.epochs=2",
+    "networks.vgg16_bn_narrow.images.image_size=32",
+    "networks.vit_mini.training.epochs=1",
+    "networks.vit_mini.images.image_size=32",
+    "perturb.options.n_iterations=[1,2]",
+    "perturb.options.max_images=5",
+    "saturate.options.max_images=4",
+    "saturate.options.n_iterations=3",
     "gradient_norms.network=squeezenet1_1",
-    "gradient_norms.max_images=4",
-    "gradient_norms.batch_size=3",
-    "saturation.max_images=4",
-    "saturation.n_iterations=3",
-    "finetune.image_size=32",
-    "finetune.epochs=2",
-    "masking.blur_kernel=9",
-    "masking.blur_sigma=2",
-    "masking.max_images=0",
-    "masking.max_images_below=5",
-    "masking.batch_size=8",
-    "localisation.max_images_below=5",
-    "localisation.batch_size=8",
-    "vit.image_size=32",
-    "vit.training.epochs=1",
-    "vit.blur_kernel=9",
-    "vit.blur_sigma=2",
-    "vit.max_images=5",
-    "vit.max_images_below=5",
-    "vit.batch_size=4",
-    "device=cpu",
-    "threads=1",
+    "gradient_norms.options.max_images=4",
+    "mask.options.blur_kernel=9",
+    "mask.options.blur_sigma=2",
+    "mask.options.max_images=0",
+    "mask.options.max_images_below=5",
+    "localise.options.max_images_below=5",
+    "vit.options.max_images=5",
+    "vit.options.max_images_below=5",
 )
+MACHINE = {"CXLIB_DEVICE": "cpu", "CXLIB_THREADS": "1", "CXLIB_BATCH_SIZE": "3", "CXLIB_WORKERS": "0"}
 
 
-def run(cmd, **changes):
+def options(words):
+    """The words of a command line, option by option: what stands in front of the first, then `[option, *values]`."""
+    groups = [[]]
+    for word in words:
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    return groups
+
+
+def spellings(name):
+    """An option's spellings on a command line, that of its opposite too: DVC writes it as params.yaml does."""
+    return {f"--{no}{text}" for no in ("", "no-") for text in (name, name.replace("_", "-"))}
+
+
+def with_option(words, name, value):
+    """The words with another value of an option that they have: one, a list, a flag; or without it (None)."""
+    groups = options(words)
+    kept = [group for group in groups if not group or group[0] not in spellings(name)]
+    assert len(kept) < len(groups), name
+    if isinstance(value, bool):
+        kept.append([f"--{name}" if value else f"--no-{name}"])
+    elif value is not None:
+        kept += [[f"--{name}", str(one)] for one in (value if isinstance(value, list) else [value])]
+    return [word for group in kept for word in group]
+
+
+def value_of(cmd, name):
+    """The single value of an option in a command line."""
+    ((_, value),) = [group for group in options(arguments(cmd)[1]) if group and group[0] in spellings(name)]
+    return value
+
+
+def run(cmd, *more, **changes):
     """Run a stage's command line in this process, some of its options changed; in the current folder."""
-    script, options = arguments(cmd)
+    script, words = arguments(cmd)
     for name, value in changes.items():
-        option = f"--{name.replace('_', '-')}"
-        assert option in options
-        options[option] = str(value)
-    return CliRunner().invoke(command(script), [word for pair in options.items() for word in pair])
+        words = with_option(words, name, value)
+    return CliRunner().invoke(command(script), [*words, *more])
 
 
 def succeed(cmd, **changes):
@@ -83,22 +122,39 @@ def in_order(repo):
     return list(nx.dfs_postorder_nodes(repo.index.graph))
 
 
+@contextlib.contextmanager
+def machine(**settings):
+    """Other settings of the machine, as environment variables and nothing else; everything is as it was afterwards."""
+    with mock.patch.dict(os.environ, {f"CXLIB_{name.upper()}": str(value) for name, value in settings.items()}):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_machine():
+    """One thread, three images at once, decoded on the way."""
+    with mock.patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith("CXLIB_")]:
+            del os.environ[name]
+        os.environ.update(MACHINE)
+        yield
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     """A folder in which every stage of dvc.yaml has run, the stages' command lines, and what they printed."""
     folder = tmp_path_factory.mktemp("pipeline") / "repo"
-    repo = resolved(folder, composed("profile=mini", *MINIATURE))
+    repo = resolved(folder, composed(*MINIATURE))
     shutil.copytree(ROOT / "data" / "reference", folder / "data" / "reference")
     printed = {}
     with contextlib.chdir(folder):
         for stage in in_order(repo):
-            if stage.name.startswith(("synthbirds", "finetune@")):
+            if stage.name in ("data@synthbirds", "train@vgg16_bn_narrow"):
                 printed[stage.name] = succeed(stage.cmd)
         # A threshold that leaves images on both of its sides, whatever these two epochs reached.
-        p_2 = np.sort(np.load("data/finetuned/reports/vgg16_bn_narrow.npz")["probabilities"], 1)[:, -2]
+        p_2 = np.sort(np.load("data/reports/vgg16_bn_narrow.npz")["probabilities"], 1)[:, -2]
         threshold = float(np.median(p_2))
         shutil.rmtree(folder / ".dvc")
-        repo = resolved(folder, composed("profile=mini", *MINIATURE, f"masking.threshold={threshold}"))
+        repo = resolved(folder, composed(*MINIATURE, f"mask.options.threshold={threshold}"))
         stages = in_order(repo)
         for stage in stages:
             if stage.name not in printed:
@@ -106,7 +162,14 @@ def pipeline(tmp_path_factory):
     commands = {stage.name: stage.cmd for stage in stages}
     n_above = int((p_2 > threshold).sum())
     return SimpleNamespace(
-        folder=folder, commands=commands, printed=printed, n_above=n_above, outs=[o for s in stages for o in s.outs]
+        folder=folder,
+        commands=commands,
+        printed=printed,
+        unfinished=(folder / ".resume").exists(),
+        threshold=threshold,
+        n_above=n_above,
+        outs={stage.name: [out.def_path for out in stage.outs] for stage in stages},
+        deps={stage.name: [dep.def_path for dep in stage.deps] for stage in stages},
     )
 
 
@@ -127,6 +190,25 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+def headlines(folder, name):
+    return json.loads((folder / "metrics" / f"{name}.json").read_text())
+
+
+def rounded(value):
+    """A headline: five decimals."""
+    return pytest.approx(value, rel=0, abs=5.001e-6)
+
+
+def within(value):
+    """A headline of a number that a table rounds to six digits as well."""
+    return pytest.approx(value, rel=1e-6, abs=5.001e-6)
+
+
+def tabled(value):
+    """A number of a table: six digits."""
+    return pytest.approx(value, rel=1e-5, abs=1e-9)
+
+
 # --- every stage, in order --------------------------------------------------------------------------------------
 
 
@@ -136,21 +218,26 @@ def test_every_stage_succeeds(pipeline):
 
 
 def test_every_output_of_every_stage_is_there(pipeline):
-    missing = [out.def_path for out in pipeline.outs if not (pipeline.folder / out.def_path).exists()]
+    outs = [path for paths in pipeline.outs.values() for path in paths]
+    missing = [path for path in outs if not (pipeline.folder / path).exists()]
     assert missing == []
     promised = [
-        "plots/perturbation.csv", "plots/table1.csv", "plots/under_threshold.csv",
-        "plots/localisation.csv", "plots/localisation_by_p_2.csv", "metrics/localisation.json",
-        "metrics/finetune.json", "metrics/perturbation.json", "metrics/table1.json", "metrics/claims.json",
-        "plots/localisation.png",
-        "plots/figure_1_2.png", "plots/figure_3.png", "plots/figure_4.png", "plots/figure_5.png",
-        "plots/figure_6.png", "metrics/vit.json",
+        "plots/networks.csv", "plots/training.csv", "plots/perturbation.csv", "plots/zero_gradients.csv",
+        "plots/perturbation_vs_published.csv", "plots/saturation.csv", "plots/sureness.csv", "plots/gradient_norms.csv",
+        "plots/table1.csv", "plots/under_threshold.csv", "plots/by_ambiguity.csv", "plots/localisation.csv",
+        "plots/localisation_by_p_2.csv", "plots/vit.csv", "plots/vit_blocks.csv", "plots/claims.csv",
+        "metrics/networks.json", "metrics/perturbation.json", "metrics/saturation.json", "metrics/gradient_norms.json",
+        "metrics/table1.json", "metrics/localisation.json", "metrics/vit.json", "metrics/claims.json",
+        "plots/synthbirds.png", "plots/figure_1_2.png", "plots/perturbation_vs_published.png", "plots/saturation.png",
+        "plots/figure_6.png", "plots/table1.png", "plots/by_ambiguity.png", "plots/localisation.png",
+        "plots/localisation_by_p_2.png", "plots/figure_3.png", "plots/figure_4.png", "plots/figure_5.png",
+        "plots/vit.png", "plots/vit_blocks.png",
     ]  # fmt: skip
-    assert {out.def_path for out in pipeline.outs} >= set(promised)
+    assert set(outs) >= set(promised)
 
 
 def test_stages_write_nothing_else(pipeline):
-    outs = [out.def_path for out in pipeline.outs]
+    outs = [path for paths in pipeline.outs.values() for path in paths]
     given = ("data/reference/", ".dvc/", "params.yaml", "dvc.yaml", ".dvcignore")
     extra = [
         name
@@ -158,6 +245,7 @@ def test_stages_write_nothing_else(pipeline):
         if not name.startswith(given) and not any(name == out or name.startswith(f"{out}/") for out in outs)
     ]
     assert extra == []
+    assert not pipeline.unfinished
 
 
 def numbers(tree):
@@ -165,32 +253,44 @@ def numbers(tree):
         yield from numbers(value) if isinstance(value, dict) else [value]
 
 
-def find(tree, key):
-    """The subtree below a key, at any depth."""
-    if key in tree:
-        return tree[key]
-    return next((found for value in tree.values() if isinstance(value, dict) and (found := find(value, key))), None)
-
-
 def test_metrics_are_few_finite_numbers_without_lists(pipeline):
     files = sorted((pipeline.folder / "metrics").iterdir())
-    assert len(files) >= 5
+    assert [file.stem for file in files] == [
+        "claims", "gradient_norms", "localisation", "networks", "perturbation", "saturation", "table1", "vit",
+    ]  # fmt: skip
+    together = []
     for file in files:
         assert "NaN" not in file.read_text(), file
-        values = list(numbers(json.loads(file.read_text())))
-        # Four numbers a margin: the claims are allowed a few more.
-        assert 0 < len(values) <= (64 if file.stem == "claims" else 46), f"{file}: {len(values)} numbers"
-        assert all(isinstance(value, int | float) for value in values), file
-        assert list(json.loads(file.read_text())) == sorted(json.loads(file.read_text()))
+        content = json.loads(file.read_text())
+        values = list(numbers(content))
+        assert len(values) > 0, file
+        assert all(isinstance(value, int | float) and math.isfinite(value) for value in values), file
+        assert not [value for value in values if 0 < abs(value) < 1e-5 or value != round(value, 5)], file
+        assert list(content) == sorted(content)
+        together += values
+    assert len(together) <= 60
 
 
 def test_figures_are_pictures(pipeline):
     pictures = sorted((pipeline.folder / "plots").glob("*.png"))
-    assert len(pictures) == sum(out.def_path.endswith(".png") for out in pipeline.outs) > 5
+    assert len(pictures) == sum(path.endswith(".png") for paths in pipeline.outs.values() for path in paths) > 5
     for path in pictures:
         with Image.open(path) as picture:
             assert min(picture.size) > 100
             assert len(picture.convert("RGB").getcolors(10**6)) > 2, path
+
+
+def test_what_computed_stands_beside_every_result(pipeline):
+    cells = sorted((pipeline.folder / "data").rglob("*.npz"))
+    assert {cell.parent.name for cell in cells} == {
+        "reports", "perturbation", "saturation", "masking", "localisation", "maps", "vit",
+    }  # fmt: skip
+    expected = runtime.computed_by(torch.device("cpu"))
+    assert expected.startswith("cpu ") and torch.__version__ in expected
+    for cell in cells:
+        assert np.load(cell)["computed_by"].item() == expected, cell
+    for table in ("networks", "gradient_norms"):
+        assert {row["computed_by"] for row in read(pipeline.folder / "plots" / f"{table}.csv")} == {expected}
 
 
 def test_perturbation_table_has_the_contracts_columns_and_every_setting(pipeline):
@@ -232,9 +332,9 @@ def test_localisation_tables_have_every_setting_on_both_sides(pipeline):
 def test_the_gaussian_control_is_measured_on_the_regions_of_the_folder(pipeline):
     """The truth of every image once more, from the folder's files and the report."""
     cell = np.load(pipeline.folder / "data" / "localisation" / "vgg16_bn_narrow.npz")
-    folder = pipeline.folder / "data" / "synthbirds"
+    folder = pipeline.folder / "data" / "sets" / "synthbirds"
     samples, known = images.read(folder), parts.read(folder, 0.1)
-    report = np.load(pipeline.folder / "data" / "finetuned" / "reports" / "vgg16_bn_narrow.npz")["probabilities"]
+    report = np.load(pipeline.folder / "data" / "reports" / "vgg16_bn_narrow.npz")["probabilities"]
     line = [np.exp(-((((i + 0.5) / 32 - 0.5) / 0.25) ** 2) / 2) for i in range(32)]
     control = np.outer(line, line)
     for i, index in enumerate(cell["images"]):
@@ -249,26 +349,37 @@ def test_the_gaussian_control_is_measured_on_the_regions_of_the_folder(pipeline)
 
 
 def test_localisation_headlines_are_means_of_single_images(pipeline):
-    metrics = json.loads((pipeline.folder / "metrics" / "localisation.json").read_text())
+    table = pd.read_csv(pipeline.folder / "plots" / "localisation.csv")
+    value = table.set_index(["explainer", "contrast", "target", "mass", "quantity"])["value"]
+    metrics = headlines(pipeline.folder, "localisation")
     cell = np.load(pipeline.folder / "data" / "localisation" / "vgg16_bn_narrow.npz")
     above = np.flatnonzero(cell["above"])
     for c, contrast in enumerate(cell["contrasts"]):
-        gains = {}
+        means = {}
         for e, explainer in enumerate(cell["explainers"]):
-            values = {"gain": [], "hit": [], "exchanged": []}
+            values = {("evidence", "gain"): [], ("evidence", "hit"): [], ("exchanged", "gain"): []}
             for i in above:
                 for t in range(2):
                     sign = 2 if explainer == "gradient" else int(cell["labels"][i] == cell["leading"][i, 1]) ^ t
-                    values["gain"].append(cell["share"][i, e, c, t, sign] - cell["area"][i])
-                    values["exchanged"].append(cell["share"][i, e, c, 1 - t, sign] - cell["area"][i])
-                    values["hit"].append(cell["hit"][i, e, c, t, sign])
-            gains[explainer] = {name: np.mean(list_) for name, list_ in values.items()}
-            assert metrics[contrast][f"gain_{explainer}"] == pytest.approx(gains[explainer]["gain"], rel=1e-5, abs=1e-9)
-        for name, key in (("gain", "gain_mean"), ("exchanged", "gain_exchanged"), ("hit", "hit")):
-            expected = np.mean([gain[name] for gain in gains.values()])
-            assert metrics[contrast][key] == pytest.approx(expected, rel=1e-5, abs=1e-9)
-    assert metrics["area"] == pytest.approx(cell["area"][above].mean(), rel=1e-5)
-    assert metrics["discriminative"] is True
+                    values["evidence", "gain"].append(cell["share"][i, e, c, t, sign] - cell["area"][i])
+                    values["exchanged", "gain"].append(cell["share"][i, e, c, 1 - t, sign] - cell["area"][i])
+                    values["evidence", "hit"].append(cell["hit"][i, e, c, t, sign])
+            means[explainer] = {name: np.mean(list_) for name, list_ in values.items()}
+            for name, mean in means[explainer].items():
+                assert value[(explainer, contrast, "mean", *name)] == tabled(mean)
+        for name in values:
+            expected = np.mean([mean[name] for mean in means.values()])
+            assert value[("mean", contrast, "mean", *name)] == tabled(expected)
+            if name == ("evidence", "gain"):
+                assert metrics["gain"][contrast] == rounded(expected)
+    assert set(metrics) == {"gain", "n_images"}
+    assert set(metrics["gain"]) == {*cell["contrasts"].tolist(), "gaussian"}
+    control = (cell["gaussian_share"] - cell["area"])[above].mean()
+    assert value["gaussian", "none", "none", "positive", "gain"] == tabled(control)
+    assert metrics["gain"]["gaussian"] == rounded(control)
+    assert metrics["n_images"] == len(above)
+    assert table["area"].tolist() == [tabled(cell["area"][above].mean())] * len(table)
+    assert set(table["truth"]) == {"discriminative parts"}
 
 
 def test_the_table_by_ambiguity_holds_every_masked_image_once(pipeline):
@@ -281,14 +392,20 @@ def test_the_table_by_ambiguity_holds_every_masked_image_once(pipeline):
 
 
 def test_metrics_tell_what_the_reports_hold(pipeline):
-    metrics = json.loads((pipeline.folder / "metrics" / "finetune.json").read_text())
-    explained = find(metrics, "vgg16_bn_narrow")
-    report = np.load(pipeline.folder / "data/finetuned/reports/vgg16_bn_narrow.npz")
-    accuracy = (report["probabilities"].argmax(1) == report["labels"]).mean()
-    assert explained["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
-    assert explained["n_p2_above_threshold"] == pipeline.n_above
-    assert all("test_accuracy" in find(metrics, name) for name in ("squeezenet1_1", "mobilenet_v3_small"))
-    assert len(report["losses"]) == len(report["accuracies"]) == 2
+    metrics = headlines(pipeline.folder, "networks")
+    assert set(metrics) == {"accuracy"}
+    reached = metrics["accuracy"]
+    assert set(reached) == {"squeezenet1_1", "mobilenet_v3_small", "vgg16_bn_narrow", "vit_mini"}
+    table = pd.read_csv(pipeline.folder / "plots" / "networks.csv").set_index("network")
+    assert set(table.index) == set(reached)
+    for network, accuracy in reached.items():
+        report = np.load(pipeline.folder / "data" / "reports" / f"{network}.npz")
+        expected = (report["probabilities"].argmax(1) == report["labels"]).mean()
+        assert accuracy == rounded(expected)
+        assert table.loc[network, "test_accuracy"] == tabled(expected)
+        assert table.loc[network, "n_images"] == 24
+        assert len(report["losses"]) == len(report["accuracies"]) == (2 if network == "vgg16_bn_narrow" else 1)
+    assert table.loc["vgg16_bn_narrow", "n_p2_above_threshold"] == pipeline.n_above
 
 
 def test_perturbations_start_from_the_same_images_for_every_network(pipeline):
@@ -299,8 +416,9 @@ def test_perturbations_start_from_the_same_images_for_every_network(pipeline):
 
 def test_maps_show_images_above_the_threshold(pipeline):
     for name, n_classes in (("figure_3", 2), ("figure_4", 3)):
+        threshold = float(value_of(pipeline.commands[f"maps@{name}"], "threshold"))
+        assert threshold == pipeline.threshold
         with np.load(pipeline.folder / "data" / "maps" / f"{name}.npz") as maps:
-            threshold = float(arguments(pipeline.commands["maps_3"])[1]["--threshold"])
             assert (maps["probabilities"][:, n_classes - 1] > threshold).all()
             assert maps["names"].shape[1] == n_classes
             if name == "figure_3":
@@ -310,11 +428,12 @@ def test_maps_show_images_above_the_threshold(pipeline):
 @pytest.mark.parametrize(
     "name",
     [
-        "synthbirds", "contact_sheet", "finetune@vgg16_bn_narrow", "perturb@squeezenet1_1", "mask@vgg16_bn_narrow",
-        "maps_3", "figure_3", "maps_4", "figure_4", "accuracy", "figure_1_2",
-        "gradient_norms", "figure_6", "tables", "table_figures", "claims", "perturbation", "localise@vgg16_bn_narrow",
-        "localisation", "figure_localisation", "saturate@squeezenet1_1", "saturation", "figure_saturation",
-        "figure_published",
+        "data@synthbirds", "contact_sheet@synthbirds", "train@vgg16_bn_narrow", "networks", "perturb@squeezenet1_1",
+        "perturbation", "saturate@squeezenet1_1", "saturation", "gradient_norms", "mask@vgg16_bn_narrow", "masking",
+        "localise@vgg16_bn_narrow", "localisation", "maps@figure_3", "maps@figure_4", "vit@vit_mini", "transformers",
+        "vit_maps", "figure@figure_1_2", "figure@perturbation_vs_published", "figure@saturation", "figure@figure_6",
+        "figure@table1", "figure@by_ambiguity", "figure@localisation", "figure@localisation_by_p_2", "figure@figure_3",
+        "figure@figure_4", "figure@figure_5", "figure@vit", "figure@vit_blocks", "claims",
     ],
 )  # fmt: skip
 def test_stage_writes_the_same_bytes_again(here, name):
@@ -325,25 +444,167 @@ def test_stage_writes_the_same_bytes_again(here, name):
     assert [file for file in after if after[file] != before[file]] == []
 
 
-def test_batch_size_changes_no_result(here, tmp_path):
-    succeed(here.commands["perturb@squeezenet1_1"], batch_size=5, out=tmp_path / "cell.npz")
-    with np.load("data/perturbation/squeezenet1_1.npz") as ours, np.load(tmp_path / "cell.npz") as other:
-        np.testing.assert_allclose(other["changes"], ours["changes"], atol=2e-3)
+# --- the machine is no part of an experiment --------------------------------------------------------------------
+
+COMPUTING = (
+    "train@vgg16_bn_narrow", "perturb@squeezenet1_1", "saturate@squeezenet1_1", "gradient_norms",
+    "mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow", "vit@vit_mini",
+)  # fmt: skip
+
+
+def elsewhere(here, name, folder):
+    """A stage's outputs by option: their paths below another folder, and where the pipeline has them."""
+    given = [group for group in options(arguments(here.commands[name])[1]) if len(group) == 2]
+    written = {option.removeprefix("--"): Path(value) for option, value in given if value in here.outs[name]}
+    assert len(written) == len(here.outs[name])
+    return {option: folder / path for option, path in written.items()}, written
+
+
+def assert_alike(path, expected):
+    """Names, order and whole numbers are the same; what was computed is, up to rounding."""
+    if path.suffix == ".npz":
+        with np.load(path) as found, np.load(expected) as ours:
+            assert found.files == ours.files
+            for array in ours.files:
+                if ours[array].dtype.kind == "f":
+                    # A sign that rounding turns is a step of a pixel the other way.
+                    tolerance = 2e-3 if array == "changes" else 2e-5
+                    np.testing.assert_allclose(found[array], ours[array], 1e-4, tolerance, err_msg=array)
+                else:
+                    np.testing.assert_array_equal(found[array], ours[array], err_msg=array)
+    elif path.suffix == ".csv":
+        pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(expected), rtol=1e-4)
+    elif path.suffix == ".json":
+        assert json.loads(path.read_text()) == pytest.approx(json.loads(expected.read_text()), rel=1e-4, abs=1e-5)
+    else:
+        assert_same(path, expected)
+
+
+def assert_same(path, expected):
+    if expected.is_dir():
+        assert contents(path) == contents(expected)
+    else:
+        assert path.read_bytes() == expected.read_bytes(), expected
+
+
+@pytest.mark.parametrize("name", COMPUTING)
+def test_batch_size_changes_no_result_and_no_order(here, tmp_path, name):
+    outs, expected = elsewhere(here, name, tmp_path)
+    with machine(batch_size=5):
+        succeed(here.commands[name], **outs)
+    for option, path in outs.items():
+        assert_alike(path, expected[option])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("name", COMPUTING)
+def test_loader_workers_change_no_byte(here, tmp_path, name, workers):
+    outs, expected = elsewhere(here, name, tmp_path)
+    with machine(workers=workers):
+        succeed(here.commands[name], **outs)
+    for option, path in outs.items():
+        assert_same(path, expected[option])
+
+
+def test_machine_settings_change_neither_command_lines_nor_outputs(here, tmp_path):
+    other = {"device": "cpu", "threads": 2, "batch_size": 4, "workers": 1, "processes": 2}
+    with machine(**other):
+        params = composed(*MINIATURE, f"mask.options.threshold={here.threshold}")
+        folder = tmp_path / "repo"
+        folder.mkdir()
+        (folder / "machine.yaml").write_text("processes: 3\n")
+        repo = resolved(folder, params)
+    assert params == (here.folder / "params.yaml").read_text()
+    assert {stage.name: stage.cmd for stage in repo.index.stages} == here.commands
+    assert {stage.name: [dep.def_path for dep in stage.deps] for stage in repo.index.stages} == here.deps
+    assert {stage.name: [out.def_path for out in stage.outs] for stage in repo.index.stages} == here.outs
+
+
+def test_no_command_line_and_no_stage_knows_the_machine(pipeline):
+    settings = {field.name for field in fields(runtime.Machine)}
+    assert settings >= {"device", "threads", "processes", "workers", "batch_size"}
+    for name, cmd in pipeline.commands.items():
+        names = {
+            group[0][2:].replace("-", "_") for group in options(arguments(cmd)[1]) if group and group[0][:2] == "--"
+        }
+        # The batch size of a training is of its recipe, not that of the machine's evaluation.
+        assert names & settings <= ({"batch_size"} if name.startswith("train@") else set()), name
+        assert "CXLIB" not in cmd
+    assert not any("machine" in dep for deps in pipeline.deps.values() for dep in deps)
+
+
+@pytest.fixture
+def machine_file(here):
+    """Write machine.yaml into the pipeline's folder, some variables out of the way; both as before afterwards."""
+    path = here.folder / "machine.yaml"
+
+    def write(text, *without):
+        for name in without:
+            del os.environ[name]
+        path.write_text(text)
+
+    with mock.patch.dict(os.environ):
+        yield write
+    path.unlink(missing_ok=True)
+
+
+def test_machine_file_says_what_the_environment_leaves_open(here, tmp_path, machine_file):
+    """The same bytes, whoever says how many images are taken at once; and the environment comes first."""
+    outs, expected = elsewhere(here, "gradient_norms", tmp_path)
+    machine_file("device: cpu\nthreads: 1\nbatch_size: 3\nworkers: 1\n", *MACHINE)
+    succeed(here.commands["gradient_norms"], **outs)
+    assert {name: os.environ[name] for name in MACHINE} == MACHINE | {"CXLIB_WORKERS": "1"}
+    for option, path in outs.items():
+        assert_same(path, expected[option])
+    os.environ.update(MACHINE)
+    machine_file("batch_size: none\n")
+    succeed(here.commands["gradient_norms"], **outs)
+    for option, path in outs.items():
+        assert_same(path, expected[option])
+
+
+def test_what_nobody_says_about_the_machine_is_found_out(here, tmp_path):
+    """0 images at once, 0 threads and -1 workers, as without a setting: a choice that changes no result."""
+    outs, expected = elsewhere(here, "gradient_norms", tmp_path)
+    with machine(device="cpu", batch_size=0, threads=0, workers=-1):
+        succeed(here.commands["gradient_norms"], **outs)
+    for option, path in outs.items():
+        assert_alike(path, expected[option])
 
 
 # --- what the headlines say is what the values of single images say ---------------------------------------------
 
 
 def test_perturbation_headlines_are_means_over_settings_and_networks(pipeline):
-    metrics = json.loads((pipeline.folder / "metrics" / "perturbation.json").read_text())
+    metrics = headlines(pipeline.folder, "perturbation")
+    table = pd.read_csv(pipeline.folder / "plots" / "perturbation.csv")
+    zeros = pd.read_csv(pipeline.folder / "plots" / "zero_gradients.csv")
     cells = [dict(np.load(path)) for path in (pipeline.folder / "data" / "perturbation").iterdir()]
+    shown = ("original", "weighted", "probability")
+    assert set(metrics) == {"accuracy", "p_t", "y_t", "correlation_with_published"}
     for c, contrast in enumerate(cells[0]["contrasts"]):
         for q, quantity in enumerate(("accuracy", "p_t", "y_t")):
             expected = np.mean([cell["changes"][c, :, :, q].mean() for cell in cells])
-            assert metrics[contrast][quantity] == pytest.approx(expected, rel=1e-5, abs=1e-9)
+            rows = table[(table["contrast"] == contrast) & (table["quantity"] == quantity)]
+            assert rows["change"].mean() == tabled(expected)
+            assert (contrast in metrics[quantity]) == (contrast in shown)
+            if contrast in shown:
+                assert metrics[quantity][contrast] == rounded(expected)
         share = np.mean([cell["zero_share"][c].mean() for cell in cells])
-        assert metrics[contrast]["zero_gradients_per_million"] == pytest.approx(1e6 * share, rel=1e-5)
-    assert metrics["n_images"] == 5
+        assert zeros.loc[zeros["contrast"] == contrast, "zero_share"].mean() == pytest.approx(share, rel=1e-5)
+    assert set(table["n_images"]) == {5}
+
+
+def test_correlation_with_the_published_figures_is_that_of_the_network_both_have(pipeline):
+    beside = pd.read_csv(pipeline.folder / "plots" / "perturbation_vs_published.csv").dropna()
+    assert set(beside["network"]) == {"mobilenet_v3_small"}
+    correlations = headlines(pipeline.folder, "perturbation")["correlation_with_published"]
+    assert set(correlations) <= {"accuracy", "p_t", "y_t"} and len(correlations) > 0
+    for quantity, correlation in correlations.items():
+        rows = beside[beside["quantity"] == quantity]
+        constant = rows["change"].std() == 0
+        assert correlation == (0 if constant else pytest.approx(rows["change"].corr(rows["published"]), abs=1e-4))
 
 
 def test_pixels_that_the_first_convolution_skips_are_counted_as_zero_gradients(pipeline):
@@ -355,41 +616,138 @@ def test_pixels_that_the_first_convolution_skips_are_counted_as_zero_gradients(p
     assert (shares[1:] < unseen + 0.2).all()
 
 
+def test_saturation_headlines_are_those_of_the_surest_images(pipeline):
+    steps = pd.read_csv(pipeline.folder / "plots" / "saturation.csv")
+    assert len(steps) == 2 * 2 * 4 * 3  # networks, paths, images, steps
+    table = pd.read_csv(pipeline.folder / "plots" / "sureness.csv")
+    assert table["n_images"].sum() == 2 * 4
+    gains = {"probability": [], "weighted": []}
+    surest = table["group"].iloc[-1]
+    place, bounds = list(tables.SURENESS).index(surest), [0, *tables.SURENESS.values()]
+    low, high = bounds[place : place + 2]
+    for path in (pipeline.folder / "data" / "saturation").iterdir():
+        cell = np.load(path)
+        for p, name in enumerate(cell["paths"].tolist()):
+            inside = (low < cell["p_t"][0, :, 0]) & (cell["p_t"][0, :, 0] <= high)
+            gains[name] += (cell["y_t_after"][p, inside, -1] - cell["y_t"][p, inside, 0]).tolist()
+    metrics = headlines(pipeline.folder, "saturation")
+    assert set(metrics) == {"y_t_gain_probability", "y_t_gain_weighted"}
+    assert len(gains["weighted"]) == table["n_images"].iloc[-1]
+    for name, values in gains.items():
+        assert table[f"y_t_gain_{name}"].iloc[-1] == pytest.approx(np.mean(values), rel=1e-4, abs=1e-6)
+        assert metrics[f"y_t_gain_{name}"] == pytest.approx(np.mean(values), abs=1.5e-5)
+
+
+def test_one_image_surer_than_all_others_makes_the_headlines_of_saturation(here, tmp_path):
+    cell = dict(runtime.read_arrays("data/saturation/squeezenet1_1.npz"))
+    cell["p_t"][:, 2] = 0.999
+    cell["y_t_after"][:, 2, -1] = cell["y_t"][:, 2, 0] + [0.25, 1.5]  # along both paths
+    runtime.write_arrays(tmp_path / "cells" / "squeezenet1_1.npz", **cell)
+    outs, _ = elsewhere(here, "saturation", tmp_path)
+    succeed(here.commands["saturation"], networks="squeezenet1_1", folder=tmp_path / "cells", **outs)
+    assert cell["paths"].tolist() == ["probability", "weighted"]
+    assert pd.read_csv(outs["table"])["n_images"].tolist() == [3, 1]
+    assert headlines(tmp_path, "saturation") == {"y_t_gain_probability": 0.25, "y_t_gain_weighted": 1.5}
+
+
+def test_gradient_norms_headlines_are_the_fit_and_the_ranks_of_the_points(pipeline):
+    points = pd.read_csv(pipeline.folder / "data" / "gradient_norms.csv")
+    y, norm = (points.pivot(index="image", columns="rank", values=name).to_numpy() for name in ("logit", "norm"))
+    (quadratic, linear, constant), r2 = statistics.second_degree_fit(y, norm)
+    correlations = [pd.Series(a).corr(pd.Series(b), method="spearman") for a, b in zip(y, norm)]
+    table = pd.read_csv(pipeline.folder / "plots" / "gradient_norms.csv").iloc[0]
+    expected = {"quadratic": quadratic, "linear": linear, "constant": constant, "r2": r2}
+    expected |= {"rank_correlation_mean": np.mean(correlations), "rank_correlation_lowest": min(correlations)}
+    for name, value in expected.items():
+        assert table[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    assert table["n_images"] == 4
+    metrics = headlines(pipeline.folder, "gradient_norms")
+    assert metrics == {"r2": rounded(table["r2"]), "rank_correlation": rounded(table["rank_correlation_mean"])}
+
+
 def test_table_1_headlines_are_means_over_explainers_and_baselines(pipeline):
-    metrics = json.loads((pipeline.folder / "metrics" / "table1.json").read_text())
+    metrics = headlines(pipeline.folder, "table1")
+    table = pd.read_csv(pipeline.folder / "plots" / "table1.csv")
     cell = np.load(pipeline.folder / "data" / "masking" / "vgg16_bn_narrow.npz")
     masked = cell["masked"][cell["above"]].mean((0, 1, 3))  # (targets, features, contrasts, rules)
     axes = [list(map(str, cell[axis])) for axis in ("targets", "features", "contrasts", "rules")]
+    means = table.groupby(["target", "kept_features", "contrast", "rule"])["relative_probability"].mean()
+    n_shown = 0
     for index in np.ndindex(masked.shape):
         target, features, contrast, rule = (axis[i] for axis, i in zip(axes, index))
-        assert metrics[f"{rule}_{target}_{features}_{contrast}"] == pytest.approx(masked[index], rel=1e-5)
-    assert metrics["t1_unmasked"] == pytest.approx(cell["unmasked"][cell["above"], 0].mean(), rel=1e-5)
-    assert (metrics["n_images"], metrics["n_images_below"]) == (pipeline.n_above, 5)
+        assert means[target, features, contrast, rule] == pytest.approx(masked[index], rel=1e-5)
+        if rule == "equal_kept" and contrast in ("original", "weighted"):
+            assert metrics[f"{target}_{features}_kept"][contrast] == rounded(masked[index])
+            n_shown += 1
+    assert len(list(numbers(metrics))) == n_shown + 1
+    for t, target in enumerate(axes[0]):
+        unmasked = table.loc[(table["target"] == target) & (table["kept_features"] == "all"), "relative_probability"]
+        assert unmasked.tolist() == [tabled(cell["unmasked"][cell["above"], t].mean())] * 3
+    assert metrics["n_images"] == pipeline.n_above
+    assert set(table["n_images"]) == {pipeline.n_above}
+    assert set(pd.read_csv(pipeline.folder / "plots" / "under_threshold.csv")["n_images"]) == {5}
 
 
 def test_accuracy_headlines_and_curves_are_the_reports(pipeline):
-    explained = json.loads((pipeline.folder / "metrics" / "finetune.json").read_text())["finetuned"]["vgg16_bn_narrow"]
-    report = np.load(pipeline.folder / "data" / "finetuned" / "reports" / "vgg16_bn_narrow.npz")
-    threshold = float(arguments(pipeline.commands["accuracy"])[1]["--threshold"])
+    tested = pd.read_csv(pipeline.folder / "plots" / "networks.csv").set_index("network").loc["vgg16_bn_narrow"]
+    report = np.load(pipeline.folder / "data" / "reports" / "vgg16_bn_narrow.npz")
+    threshold = float(value_of(pipeline.commands["networks"], "threshold"))
     for rank in (2, 3):
         above = [sorted(p)[-rank] > threshold for p in report["probabilities"].tolist()]
-        assert explained[f"n_p{rank}_above_threshold"] == sum(above)
-        assert explained[f"share_p{rank}_above_threshold"] == pytest.approx(sum(above) / len(above), abs=1e-6)
+        assert tested[f"n_p{rank}_above_threshold"] == sum(above)
+    assert tested["n_images"] == len(report["probabilities"])
     reached = report["accuracies"].tolist()
-    assert explained["best_accuracy"] == pytest.approx(max(reached), abs=1e-6)
-    assert explained["best_epoch"] == reached.index(max(reached)) + 1
+    assert tested["best_epoch"] == reached.index(max(reached)) + 1
+    assert tested["test_accuracy"] == tabled(reached[-1])
     rows = [row for row in read(pipeline.folder / "plots" / "training.csv") if row["network"] == "vgg16_bn_narrow"]
     assert [int(row["epoch"]) for row in rows] == [1, 2]
     assert [float(row["test_accuracy"]) for row in rows] == pytest.approx(reached, rel=1e-5)
     assert [float(row["training_loss"]) for row in rows] == pytest.approx(report["losses"].tolist(), rel=1e-5)
 
 
+def test_transformer_headlines_are_rows_of_the_table_on_ambiguous_images(pipeline):
+    table = pd.read_csv(pipeline.folder / "plots" / "vit.csv")
+    table = table[table["p_2"] == "> 0.1"].set_index(["explainer", "quantity", "variant"])["value"]
+    metrics = headlines(pipeline.folder, "vit")
+    assert set(metrics) == {"vit_gradcam", "attention_rollout"}
+    for explainer, shown in metrics.items():
+        assert set(shown) == {"gain_margin", "t1_t2_correlation_contrastive", "t1_t2_correlation_without_relu"}
+        assert shown["gain_margin"] == within(table[explainer, "gain_margin", "contrastive"])
+        for variant in ("contrastive", "without_relu"):
+            correlation = table[explainer, "between", variant]
+            assert shown[f"t1_t2_correlation_{variant}"] == within(correlation)
+
+
+def test_claims_headlines_are_verdict_and_leading_margin(pipeline):
+    table = pd.read_csv(pipeline.folder / "plots" / "claims.csv")
+    margins = table.set_index(["claim", "network", "margin"]).sort_index()
+    claims = headlines(pipeline.folder, "claims")
+    leading = {
+        "claim_1": {"p_t_weighted_minus_original": (1, "all networks", "p_t_weighted_minus_original")},
+        "claim_2": {"vgg16_bn_narrow_t2_published": (2, "vgg16_bn_narrow", "t2_published")},
+        "claim_3": {"vgg16_bn_narrow_gradcam": (3, "vgg16_bn_narrow", "gradcam")},
+    }
+    grounds = {"claim_2": {"holds_table1", "holds_localisation"}}
+    assert set(claims) == set(leading)
+    for name, claim in claims.items():
+        assert set(claim) == {"holds", *leading[name], *grounds.get(name, set())}
+        for headline, row in leading[name].items():
+            assert claim[headline] == {bound: within(margins.loc[row, bound]) for bound in ("mean", "low", "high")}
+    rows = table.assign(holds=(table["low"] > 0) & (table["n_images"] >= 10))
+    rows = rows[(rows["claim"] > 1) | (rows["network"] == "all networks")]
+    for claim in (1, 2, 3):
+        assert claims[f"claim_{claim}"]["holds"] is bool(rows.loc[rows["claim"] == claim, "holds"].all())
+    on_parts = rows["margin"] == "localisation_weighted_minus_original"
+    assert claims["claim_2"]["holds_localisation"] is bool(rows.loc[on_parts, "holds"].all())
+    assert claims["claim_2"]["holds_table1"] is bool(rows.loc[(rows["claim"] == 2) & ~on_parts, "holds"].all())
+
+
 def test_figures_3_and_4_name_the_classes_of_the_report(pipeline):
     """Every picture is found again among the test images, and with it its classes and its label."""
     with contextlib.chdir(pipeline.folder):
-        samples = images.read("data/synthbirds", "test")
+        samples = images.read("data/sets/synthbirds", "test")
         pictures, labels = images.load(samples, range(len(samples)), images.preprocessing(32, False))
-    report = np.load(pipeline.folder / "data" / "finetuned" / "reports" / "vgg16_bn_narrow.npz")["probabilities"]
+    report = np.load(pipeline.folder / "data" / "reports" / "vgg16_bn_narrow.npz")["probabilities"]
     for figure, n_classes in (("figure_3", 2), ("figure_4", 3)):
         maps = np.load(pipeline.folder / "data" / "maps" / f"{figure}.npz")
         assert len(maps["images"]) > 0
@@ -404,7 +762,7 @@ def test_figures_3_and_4_name_the_classes_of_the_report(pipeline):
 def test_gradient_norms_stand_beside_the_logits_of_their_image_and_rank(pipeline):
     with contextlib.chdir(pipeline.folder):
         rows = pd.read_csv("data/gradient_norms.csv")
-        samples = images.read("data/synthbirds", "test")
+        samples = images.read("data/sets/synthbirds", "test")
         network = networks.load("data/networks/squeezenet1_1.pt")
         for image, group in rows.groupby("image"):
             x, _ = images.load(samples, [image], images.preprocessing(32, False))
@@ -417,45 +775,56 @@ def test_gradient_norms_stand_beside_the_logits_of_their_image_and_rank(pipeline
 # --- the published settings' code paths, on four photographs and twenty-four birds ------------------------------
 
 WNIDS = {"n01443537": 1, "n01514668": 7}
+OTHERS = (
+    "resnet18", "alexnet", "googlenet", "mobilenet_v3_large", "mnasnet1_0", "vgg16", "efficientnet_b1", "densenet161",
+)  # fmt: skip
+#: The published names of the networks that are trained, smaller architectures behind them.
 PAPER = (
     "profile=paper",
-    "perturb.networks=[mobilenet_v3_small]",
-    "perturb.image_size=64",
-    "perturb.n_iterations=[1,2]",
     "gradient_norms.network=mobilenet_v3_small",
-    "finetune.networks=[mobilenet_v3_small]",
-    "finetune.image_size=64",
-    "finetune.epochs=1",
-    "finetune.batch_norm=frozen",
-    "finetune.workers=2",
-    "masking.layer=features.8",
-    "vit.networks=[vit_mini]",
-    "vit.image_size=32",
-    "vit.training.weights=random",
-    "vit.training.epochs=1",
-    "vit.training.workers=0",
-    "vit.blur_kernel=9",
+    *(f"~perturb.networks.{name}" for name in OTHERS),
+    *(f"~networks.{name}" for name in OTHERS),
+    "networks.mobilenet_v3_small.images.image_size=64",
+    "networks.vgg16_bn.network.architecture=mobilenet_v3_small",
+    "networks.vgg16_bn.images.image_size=64",
+    "networks.vgg16_bn.training.epochs=1",
+    "networks.vgg16_bn.training.batch_norm=frozen",
+    "networks.vgg16_bn.explanation.layer=features.8",
+    "networks.vit_b_16.network={architecture: vit_mini, weights: random}",
+    "networks.vit_b_16.images.image_size=32",
+    "networks.vit_b_16.training.epochs=1",
+    "perturb.options.n_iterations=[1,2]",
+    "vit.options.blur_kernel=9",
     "weights.path=weights",
-    "device=cpu",
-    "threads=1",
+    "data.imagenet.path=photographs",
+    "data.food101.path=food",
 )
 
 
 @pytest.fixture(scope="module")
 def paper(pipeline, tmp_path_factory):
-    """The stages of the profile `paper`, run on ImageNet's layout, CUB's layout and a file of weights."""
+    """The stages of the profile `paper`, run on ImageNet's layout, CUB's layout, Food-101's and a file of weights."""
     folder = tmp_path_factory.mktemp("paper") / "repo"
-    repo = resolved(folder, composed(*PAPER, f"data.cub.path={pipeline.folder / 'data' / 'synthbirds'}"))
+    birds = pipeline.folder / "data" / "sets" / "synthbirds"
+    with runtime.seeded(1):
+        state = torchvision.models.mobilenet_v3_small(weights=None).half().state_dict()
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    weights = f"mobilenet_v3_small-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}"
+    known = [f"networks.{name}.network.weights={weights}" for name in ("mobilenet_v3_small", "vgg16_bn")]
+    repo = resolved(folder, composed(*PAPER, *known, f"data.cub.path={birds}"))
+    (folder / "weights").mkdir()
+    (folder / "weights" / f"{weights}.pth").write_bytes(buffer.getvalue())
     shutil.copytree(ROOT / "data" / "reference", folder / "data" / "reference")
-    birds = sorted((pipeline.folder / "data" / "synthbirds" / "images").glob("*/*"))[::7]
-    for wnid, paths in zip(WNIDS, (birds[:2], birds[2:4])):
-        (folder / "data" / "imagenet" / "val" / wnid).mkdir(parents=True)
+    photographs = sorted((birds / "images").glob("*/*"))
+    shown = photographs[::7]
+    for wnid, paths in zip(WNIDS, (shown[:2], shown[2:4])):
+        (folder / "photographs" / "val" / wnid).mkdir(parents=True)
         for path in paths:
             # Not square, so that the centre crop has something to cut.
-            Image.open(path).resize((120, 90)).save(folder / "data" / "imagenet" / "val" / wnid / f"{path.stem}.JPEG")
-    food = folder / "data" / "food-101"
+            Image.open(path).resize((120, 90)).save(folder / "photographs" / "val" / wnid / f"{path.stem}.JPEG")
+    food = folder / "food"
     (food / "meta").mkdir(parents=True)
-    photographs = sorted((pipeline.folder / "data" / "synthbirds" / "images").glob("*/*"))
     dishes = {"apple_pie": photographs[:4], "baby_back_ribs": photographs[-4:]}
     (food / "meta" / "classes.txt").write_text("\n".join(dishes))
     for split, part in (("train", slice(2)), ("test", slice(2, 4))):
@@ -465,18 +834,20 @@ def paper(pipeline, tmp_path_factory):
         (food / "images" / dish).mkdir(parents=True)
         for path in paths:
             Image.open(path).save(food / "images" / dish / f"{path.stem}.jpg")
-    with runtime.seeded(1):
-        state = torchvision.models.mobilenet_v3_small(weights=None).half().state_dict()
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    (folder / "weights").mkdir()
-    name = f"mobilenet_v3_small-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
-    (folder / "weights" / name).write_bytes(buffer.getvalue())
+    stages = in_order(repo)
     with contextlib.chdir(folder):
-        for stage in in_order(repo):
-            if stage.name not in ("synthbirds", "contact_sheet"):
+        for stage in stages:
+            with machine(batch_size=16, workers=2 if stage.name == "train@vgg16_bn" else 0):
                 succeed(stage.cmd)
-    return SimpleNamespace(folder=folder, state=state)
+    commands = {stage.name: stage.cmd for stage in stages}
+    return SimpleNamespace(folder=folder, state=state, weights=weights, commands=commands, birds=birds)
+
+
+def test_folders_of_ones_own_are_checked_and_taken_as_they_are(paper):
+    taken = {"imagenet": ("photographs", 4), "cub": (paper.birds, 24), "food101": ("food", 4)}
+    for name, (path, n_images) in taken.items():
+        written = contents(paper.folder / "data" / "sets" / name)
+        assert written == {"taken.txt": f"{path}: {n_images} test images, taken as they are\n".encode()}
 
 
 def test_food_without_parts_has_every_measure_but_localisation(paper):
@@ -492,10 +863,10 @@ def test_published_weights_meet_imagenet_photographs_as_torchvision_prepares_the
         transforms.Resize(73), transforms.CenterCrop(64), transforms.ToTensor(),
         transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ])  # fmt: skip
-    paths = sorted((paper.folder / "data" / "imagenet").rglob("*.JPEG"))
+    paths = sorted((paper.folder / "photographs").rglob("*.JPEG"))
     with torch.no_grad():
         expected = network(torch.stack([prepare(Image.open(path)) for path in paths])).softmax(1)
-    report = np.load(paper.folder / "data" / "networks" / "reports" / "mobilenet_v3_small.npz")
+    report = np.load(paper.folder / "data" / "reports" / "mobilenet_v3_small.npz")
     np.testing.assert_allclose(report["probabilities"], expected, rtol=2e-3, atol=1e-6)
     assert report["labels"].tolist() == [1, 1, 7, 7]
 
@@ -505,13 +876,14 @@ def test_published_settings_reach_every_table(paper):
     norms = pd.read_csv(paper.folder / "data" / "gradient_norms.csv")
     assert norms.groupby("image").size().tolist() == [145] * 4
     assert len(read(paper.folder / "plots" / "table1.csv")) == 3 * 2 * (1 + 3 * 2 * 3 * 2)
-    claims = json.loads((paper.folder / "metrics" / "claims.json").read_text())
-    assert claims["claim_1"]["n_images"] == 4
+    claims = headlines(paper.folder, "claims")
+    margins = pd.read_csv(paper.folder / "plots" / "claims.csv")
+    assert set(margins.loc[margins["claim"] == 1, "n_images"]) == {4}
     assert claims["claim_1"]["holds"] is False  # four images are too few to judge
 
 
 def test_frozen_batch_norm_keeps_the_statistics_of_the_weights_and_the_rest_learns(paper):
-    trained = networks.load(paper.folder / "data" / "finetuned" / "mobilenet_v3_small.pt").inner.state_dict()
+    trained = networks.load(paper.folder / "data" / "networks" / "vgg16_bn.pt").inner.state_dict()
     for name, value in paper.state.items():
         if "running_" in name:
             assert torch.equal(trained[name], value.float()), name
@@ -525,10 +897,10 @@ def test_frozen_batch_norm_keeps_the_statistics_of_the_weights_and_the_rest_lear
 def test_tables_without_an_image_below_the_threshold(here, tmp_path):
     succeed(here.commands["mask@vgg16_bn_narrow"], threshold=0.0, out=tmp_path / "cells" / "vgg16_bn_narrow.npz")
     paths = {name: tmp_path / name for name in ("table", "under_table", "by_ambiguity", "metrics")}
-    succeed(here.commands["tables"], folder=tmp_path / "cells", **paths)
+    succeed(here.commands["masking"], folder=tmp_path / "cells", **paths)
     assert len(read(paths["table"])) == 222
     assert len(read(paths["under_table"])) == 0
-    assert json.loads(paths["metrics"].read_text())["n_images_below"] == 0
+    assert json.loads(paths["metrics"].read_text())["n_images"] == 24
 
 
 def test_claims_without_an_image_above_the_threshold_say_so(here, tmp_path):
@@ -545,9 +917,12 @@ def test_localisation_without_an_image_above_the_threshold_has_empty_tables(here
     paths = {name: tmp_path / name for name in ("table", "p_2_table", "metrics")}
     succeed(here.commands["localisation"], folder=tmp_path / "cells", **paths)
     assert len(read(paths["table"])) == 0
-    assert json.loads(paths["metrics"].read_text())["n_images_below"] == 3
-    drawn = {"table": paths["table"], "p_2_table": paths["p_2_table"], "out": tmp_path / "figure.png"}
-    succeed(here.commands["figure_localisation"], **drawn)
+    assert json.loads(paths["metrics"].read_text()) == {"gain": {}, "n_images": 0}
+    by_p_2 = pd.read_csv(paths["p_2_table"])
+    assert by_p_2.groupby("p_2")["n_images"].first().sum() == 3
+    for name, table in (("localisation", "table"), ("localisation_by_p_2", "p_2_table")):
+        succeed(here.commands[f"figure@{name}"], table=paths[table], out=tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
     outs = {name: tmp_path / f"claims_{name}" for name in ("metrics", "table")}
     result = run(here.commands["claims"], localisation_folder=tmp_path / "cells", **outs)
     assert_one_line(result, "vgg16_bn_narrow", "no test image above the threshold")
@@ -556,7 +931,7 @@ def test_localisation_without_an_image_above_the_threshold_has_empty_tables(here
 def test_a_folder_without_attributes_is_measured_on_the_birds_parts(here, tmp_path):
     """Nothing then says what tells two classes apart: reported under another name, and not required of claim 2."""
     folder = tmp_path / "birds"
-    shutil.copytree("data/synthbirds", folder)
+    shutil.copytree("data/sets/synthbirds", folder)
     shutil.rmtree(folder / "attributes")
     shutil.rmtree(folder / "parts" / "masks")
     cells = tmp_path / "cells"
@@ -564,11 +939,13 @@ def test_a_folder_without_attributes_is_measured_on_the_birds_parts(here, tmp_pa
     paths = {name: tmp_path / name for name in ("table", "p_2_table", "metrics")}
     succeed(here.commands["localisation"], folder=cells, **paths)
     assert {row["truth"] for row in read(paths["table"])} == {"the bird's parts"}
-    assert json.loads(paths["metrics"].read_text())["discriminative"] is False
+    assert not np.load(cells / "vgg16_bn_narrow.npz")["discriminative"]
     outs = {"metrics": tmp_path / "claims.json", "table": tmp_path / "claims.csv"}
     succeed(here.commands["claims"], localisation_folder=cells, **outs)
+    margins = pd.read_csv(outs["table"]).query("claim == 2 and network == 'vgg16_bn_narrow'")["margin"].tolist()
+    assert "on_the_bird_weighted_minus_original" in margins
+    assert "localisation_weighted_minus_original" not in margins
     claim = json.loads(outs["metrics"].read_text())["claim_2"]
-    assert "on_the_bird_weighted_minus_original" in claim["vgg16_bn_narrow"]
     assert "holds_localisation" not in claim
     assert claim["holds"] is claim["holds_table1"]
 
@@ -581,17 +958,15 @@ def test_localisation_refuses_a_report_of_other_images(here, tmp_path):
 
 
 def test_figures_say_when_no_image_has_enough_classes(here, tmp_path):
-    succeed(here.commands["maps_3"], threshold=0.99, out=tmp_path / "maps.npz")
-    succeed(here.commands["figure_3"], maps=tmp_path / "maps.npz", out=tmp_path / "figure.png")
+    succeed(here.commands["maps@figure_3"], threshold=0.99, out=tmp_path / "maps.npz")
+    succeed(here.commands["figure@figure_3"], table=tmp_path / "maps.npz", out=tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
 def test_constant_gradient_is_warned_of(here, tmp_path):
     """MobileNet pools behind its last convolution: its CAMs are one and the same map."""
     changes = {"network": "data/networks/mobilenet_v3_small.pt", "out": tmp_path / "cell.npz"}
-    result = succeed(
-        here.commands["mask@vgg16_bn_narrow"], **changes, report="data/networks/reports/mobilenet_v3_small.npz"
-    )
+    result = succeed(here.commands["mask@vgg16_bn_narrow"], **changes, report="data/reports/mobilenet_v3_small.npz")
     assert "warning: the gradient is constant" in result.stderr
     assert "warning" not in here.printed["mask@vgg16_bn_narrow"].stderr
 
@@ -599,42 +974,66 @@ def test_constant_gradient_is_warned_of(here, tmp_path):
 def test_published_weights_are_taken_as_they_are(here, tmp_path):
     """No epochs: the network is tested and nothing else."""
     outs = {"out": tmp_path / "n.pt", "report": tmp_path / "r.npz", "curves": tmp_path / "curves"}
-    succeed(here.commands["finetune@vgg16_bn_narrow"], epochs=0, **outs)
+    succeed(here.commands["train@vgg16_bn_narrow"], epochs=0, **outs)
     with np.load(tmp_path / "r.npz") as report:
         assert len(report["losses"]) == len(report["accuracies"]) == 0
         assert report["probabilities"].shape == (24, 8)
 
 
 def test_accuracy_without_any_training_has_no_curves(here, tmp_path):
-    for name in ("perturbed", "finetuned"):
-        network = "squeezenet1_1" if name == "perturbed" else "vgg16_bn_narrow"
-        changes = {
-            "epochs": 0,
-            "network": network,
-            "out": tmp_path / "n.pt",
-            "curves": tmp_path / "curves",
-            "report": tmp_path / name / f"{network}.npz",
-        }
-        succeed(here.commands["finetune@vgg16_bn_narrow"], **changes)
-    folders = {"perturbed_folder": tmp_path / "perturbed", "finetuned_folder": tmp_path / "finetuned"}
-    outs = {"metrics": tmp_path / "m.json", "curves": tmp_path / "c.csv"}
-    succeed(here.commands["accuracy"], **folders, **outs, perturbed="squeezenet1_1", finetuned="vgg16_bn_narrow")
+    names = ["squeezenet1_1", "vgg16_bn_narrow"]
+    for name in names:
+        outs = {"out": tmp_path / "n.pt", "curves": tmp_path / "curves", "report": tmp_path / "reports" / f"{name}.npz"}
+        succeed(here.commands["train@vgg16_bn_narrow"], epochs=0, architecture=name, **outs)
+    outs = {"table": tmp_path / "t.csv", "curves": tmp_path / "c.csv", "metrics": tmp_path / "m.json"}
+    succeed(here.commands["networks"], networks=names, folder=tmp_path / "reports", **outs)
     assert pd.read_csv(outs["curves"]).empty
-    metrics = json.loads(outs["metrics"].read_text())
-    assert all("test_accuracy" in find(metrics, name) for name in ("squeezenet1_1", "vgg16_bn_narrow"))
+    assert set(json.loads(outs["metrics"].read_text())["accuracy"]) == set(names)
+    assert pd.read_csv(outs["table"])["best_epoch"].tolist() == [0, 0]
 
 
-def test_a_network_that_is_perturbed_and_explained_keeps_both_accuracies(here, tmp_path):
+def test_an_architecture_that_is_trained_twice_keeps_both_accuracies(here, tmp_path):
     """The two trainings are different: in the metrics and the curves neither may hide the other."""
-    cell = tmp_path / "perturbed" / "vgg16_bn_narrow.npz"
+    folder = tmp_path / "reports"
     others = {"out": tmp_path / "n.pt", "curves": tmp_path / "curves"}
-    succeed(here.commands["finetune@vgg16_bn_narrow"], epochs=1, report=cell, **others)
-    outs = {"metrics": tmp_path / "m.json", "curves": tmp_path / "c.csv"}
-    changes = {"perturbed_folder": tmp_path / "perturbed", "perturbed": "vgg16_bn_narrow"}
-    succeed(here.commands["accuracy"], **changes, **outs)
+    succeed(here.commands["train@vgg16_bn_narrow"], epochs=1, report=folder / "vgg16_bn_narrow_short.npz", **others)
+    shutil.copy("data/reports/vgg16_bn_narrow.npz", folder)
+    outs = {"table": tmp_path / "t.csv", "curves": tmp_path / "c.csv", "metrics": tmp_path / "m.json"}
+    names = ["vgg16_bn_narrow_short", "vgg16_bn_narrow"]
+    succeed(here.commands["networks"], networks=names, folder=folder, **outs)
     curves = pd.read_csv(outs["curves"])
-    assert len(curves) == 1 + 2  # one epoch of the one, two of the other
-    assert json.dumps(json.loads(outs["metrics"].read_text())).count('"test_accuracy"') == 2
+    assert curves.groupby("network").size().to_dict() == {"vgg16_bn_narrow_short": 1, "vgg16_bn_narrow": 2}
+    accuracies = json.loads(outs["metrics"].read_text())["accuracy"]
+    for name in names:
+        report = np.load(folder / f"{name}.npz")
+        assert accuracies[name] == rounded((report["probabilities"].argmax(1) == report["labels"]).mean())
+    assert pd.read_csv(outs["table"])["network"].tolist() == names
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("networks", "data/reports"),
+        ("perturbation", "data/perturbation"),
+        ("saturation", "data/saturation"),
+        ("masking", "data/masking"),
+        ("localisation", "data/localisation"),
+        ("transformers", "data/vit"),
+    ],
+)
+def test_cells_no_longer_asked_for_are_removed_once_all_asked_for_are_there(here, tmp_path, name, folder):
+    cells = tmp_path / "cells"
+    shutil.copytree(folder, cells)
+    asked = sorted(path.stem for path in cells.iterdir())
+    shutil.copy(cells / f"{asked[0]}.npz", cells / "yesterday.npz")
+    outs, _ = elsewhere(here, name, tmp_path / "outs")
+    result = run(here.commands[name], folder=cells, networks=[*asked, "alexnet"], **outs)
+    assert_one_line(result, "lacks alexnet.npz")
+    assert sorted(path.stem for path in cells.iterdir()) == sorted([*asked, "yesterday"])
+    assert not (tmp_path / "outs").exists()
+    succeed(here.commands[name], folder=cells, **outs)
+    assert sorted(path.stem for path in cells.iterdir()) == asked
+    assert len(contents(tmp_path / "outs")) == len(outs) >= 2
 
 
 # --- bad input --------------------------------------------------------------------------------------------------
@@ -644,8 +1043,8 @@ def assert_one_line(result, *named):
     """Failed, with one line on stderr behind the progress bars, and without a traceback."""
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     assert result.exit_code == 1
-    lines = [line for line in result.stderr.splitlines() if line.strip() and "|" not in line and "it/s" not in line]
-    lines = [line for line in lines if "batch" not in line]
+    bar = re.compile(r"\[\d\d:\d\d")  # the time that a progress bar has run
+    lines = [line for line in result.stderr.splitlines() if line.strip() and not bar.search(line)]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("Error: ")
     for text in named:
@@ -653,30 +1052,48 @@ def assert_one_line(result, *named):
 
 
 BAD = {
-    "finetune@vgg16_bn_narrow": [
+    "data@synthbirds": [
+        ({"species_per_family": 7}, ["species_per_family", "7"]),
+        ({"ambiguity": 2}, ["ambiguity", "2"]),
+        ({"path": "data/nowhere"}, ["data/nowhere"]),
+        ({"path": "data/reference"}, ["data/reference", "layout"]),
+    ],
+    "contact_sheet@synthbirds": [({"data": "data/nowhere"}, ["data/nowhere"])],
+    "train@vgg16_bn_narrow": [
         ({"data": "data/nowhere"}, ["data/nowhere"]),
-        ({"network": "resnet19"}, ["'resnet19'", "resnet18"]),
-        ({"weights": "DEFAULT"}, ["vgg16_bn_narrow-<hash8>.pth"]),
-        ({"weights": "data/none.pth"}, ["data/none.pth"]),
-        ({"device": "abacus"}, ["'abacus'"]),
+        ({"architecture": "resnet19"}, ["'resnet19'", "resnet18"]),
+        ({"weights": "DEFAULT"}, ["--weights DEFAULT", "NAME-<first 8 hex digits", "data/weights", ".pth"]),
+        ({"weights": "IMAGENET1K_V1"}, ["--weights IMAGENET1K_V1", "NAME-<first 8 hex digits"]),
+        ({"weights": "data/none.pth"}, ["--weights data/none.pth", "NAME-<first 8 hex digits", ".pth"]),
+        ({"weights": "data/networks/vgg16_bn_narrow.pt"}, ["vgg16_bn_narrow.pt", "NAME-<first 8 hex digits"]),
+        ({"weights": "vgg16_bn_narrow-0123abcd"}, ["vgg16_bn_narrow-0123abcd.pth", "data/weights"]),
         ({"learning_rate": 1e20}, ["lower the learning rate"]),
+    ],
+    "networks": [
+        ({"folder": "data/none"}, ["data/none"]),
+        ({"networks": ["vgg16_bn_narrow", "alexnet"]}, ["alexnet.npz"]),
     ],
     "perturb@squeezenet1_1": [
         ({"data": "data/reference"}, ["data/reference"]),
         ({"network": "data/networks/none.pt"}, ["data/networks/none.pt"]),
         ({"network": "data/reference/table1.csv"}, ["data/reference/table1.csv"]),
-        ({"contrasts": "original,nonsense"}, ["'nonsense'", "weighted"]),
-        ({"contrasts": "original,normalised"}, ["'normalised'", "no cotangent"]),
-        ({"epsilons": "0.001,-0.5"}, ["-0.5"]),
+        ({"contrasts": ["original", "nonsense"]}, ["'nonsense'", "weighted"]),
+        ({"contrasts": ["original", "normalised"]}, ["'normalised'", "no cotangent"]),
+        ({"contrasts": "original,weighted"}, ["'original,weighted'", "weighted"]),  # a list is an option repeated
+        ({"contrasts": "params.yaml:perturb.options.contrasts"}, ["params.yaml:perturb.options.contrasts"]),
+        ({"epsilons": [0.001, -0.5]}, ["-0.5"]),
         ({"epsilons": "nan"}, ["nan"]),
-        ({"n_iterations": "0"}, ["0"]),
+    ],
+    "saturate@squeezenet1_1": [
+        ({"network": "data/none.pt"}, ["data/none.pt"]),
+        ({"epsilon": -0.5}, ["epsilon", "-0.5"]),
     ],
     "mask@vgg16_bn_narrow": [
         ({"layer": "features.99"}, ["'features.99'", "features.9"]),
-        ({"explainers": "gradcam,nonsense"}, ["nonsense", "xgradcam"]),
+        ({"explainers": ["gradcam", "nonsense"]}, ["nonsense", "xgradcam"]),
         ({"explainers": "gradient"}, ["'gradient'", "xgradcam"]),
-        ({"contrasts": "original,weighted,nonsense"}, ["'nonsense'", "normalised"]),
-        ({"contrasts": "normalised,weighted"}, ["original with weighted", "normalised, weighted"]),
+        ({"contrasts": ["original", "weighted", "nonsense"]}, ["'nonsense'", "normalised"]),
+        ({"contrasts": ["normalised", "weighted"]}, ["original with weighted", "normalised, weighted"]),
         ({"baselines": "nonsense"}, ["nonsense", "zeros"]),
         ({"rules": "nonsense"}, ["nonsense", "equal_kept"]),
         ({"blur_kernel": 8}, ["8"]),
@@ -687,26 +1104,44 @@ BAD = {
     "localise@vgg16_bn_narrow": [
         ({"data": "data/reference"}, ["data/reference"]),
         ({"layer": "features.99"}, ["'features.99'", "features.9"]),
-        ({"explainers": "gradcam,nonsense"}, ["nonsense", "xgradcam"]),
-        ({"contrasts": "original,nonsense"}, ["'nonsense'", "weighted"]),
+        ({"explainers": ["gradcam", "nonsense"]}, ["nonsense", "xgradcam"]),
+        ({"contrasts": ["original", "nonsense"]}, ["'nonsense'", "weighted"]),
         ({"disc_radius": 0}, ["radius", "0"]),
         ({"report": "data/none.npz"}, ["data/none.npz"]),
     ],
-    "localisation": [({"folder": "data/none"}, ["data/none"]), ({"p_2_edges": "0.01,0.1"}, ["[0.01, 0.1]"])],
-    "figure_localisation": [({"table": "plots/none.csv"}, ["plots/none.csv"])],
-    "maps_3": [({"contrasts": "nonsense"}, ["nonsense"]), ({"explainers": "nonsense"}, ["nonsense"])],
-    "gradient_norms": [({"network": "data/none.pt"}, ["data/none.pt"])],
-    "perturbation": [({"networks": "squeezenet1_1,mobilenet_v3_small,alexnet"}, ["alexnet.npz"])],
-    "tables": [({"reference": "data/none.csv"}, ["data/none.csv"]), ({"folder": "data/none"}, ["data/none"])],
-    "claims": [({"published_table": "data/none.csv"}, ["data/none.csv"])],
-    "synthbirds": [({"species_per_family": 7}, ["species_per_family", "7"]), ({"ambiguity": 2}, ["ambiguity", "2"])],
-    "contact_sheet": [({"data": "data/nowhere"}, ["data/nowhere"])],
-    "figure_1_2": [({"table": "plots/none.csv"}, ["plots/none.csv"])],
-    "figure_3": [
-        ({"maps": "data/none.npz"}, ["data/none.npz"]),
-        ({"maps": "data/reference/table1.csv"}, ["data/reference/table1.csv"]),
+    "localisation": [({"folder": "data/none"}, ["data/none"]), ({"p_2_edges": [0.01, 0.1]}, ["[0.01, 0.1]"])],
+    "maps@figure_3": [({"contrasts": "nonsense"}, ["nonsense"]), ({"explainers": "nonsense"}, ["nonsense"])],
+    "vit@vit_mini": [
+        ({"network": "data/networks/vgg16_bn_narrow.pt"}, ["NarrowVGG", "no plain Vision Transformer"]),
+        ({"gradcam_block": 9}, ["9"]),
+        ({"baselines": "nonsense"}, ["nonsense", "zeros"]),
+        ({"rules": "nonsense"}, ["nonsense", "equal_kept"]),
     ],
-    "figure_6": [({"metrics": "metrics/none.json"}, ["metrics/none.json"])],
+    "vit_maps": [({"rollout_block": 9}, ["9"]), ({"report": "data/none.npz"}, ["data/none.npz"])],
+    "transformers": [({"folder": "data/none"}, ["data/none"])],
+    "gradient_norms": [({"network": "data/none.pt"}, ["data/none.pt"])],
+    "perturbation": [
+        ({"networks": ["squeezenet1_1", "mobilenet_v3_small", "alexnet"]}, ["alexnet.npz"]),
+        ({"networks": "squeezenet1_1,mobilenet_v3_small"}, ["squeezenet1_1,mobilenet_v3_small.npz"]),
+        ({"published": "data/none.csv"}, ["data/none.csv"]),
+    ],
+    "masking": [
+        ({"published": "data/none.csv"}, ["data/none.csv"]),
+        ({"under_published": "data/none.csv"}, ["data/none.csv"]),
+        ({"folder": "data/none"}, ["data/none"]),
+    ],
+    "claims": [({"published_table": "data/none.csv"}, ["data/none.csv"])],
+    "figure@figure_1_2": [
+        ({"table": "plots/none.csv"}, ["plots/none.csv"]),
+        ({"table": "plots/table1.csv"}, ["plots/table1.csv", "figure_1_2", "'quantity'"]),
+    ],
+    "figure@localisation": [({"table": "plots/none.csv"}, ["plots/none.csv"])],
+    "figure@figure_3": [
+        ({"table": "data/none.npz"}, ["data/none.npz"]),
+        ({"table": "data/reference/table1.csv"}, ["data/reference/table1.csv"]),
+        ({"table": "data/vit/vit_mini.npz"}, ["data/vit/vit_mini.npz"]),
+    ],
+    "figure@figure_6": [({"table": "data/none.csv"}, ["data/none.csv"])],
 }
 
 
@@ -722,22 +1157,77 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, name, changes, named):
     assert contents(here.folder) == before
 
 
+@pytest.mark.parametrize("name", ["train@vit_mini", "perturb@squeezenet1_1", "maps@figure_3", "vit_maps"])
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"device": "abacus"}, ["'abacus'"]),
+        ({"device": ""}, ["''"]),
+        ({"batch_size": "x"}, ["CXLIB_BATCH_SIZE", "'x'"]),
+        ({"batch_size": "-1"}, ["CXLIB_BATCH_SIZE", "at least 0", "'-1'"]),
+        ({"batch_size": "--1"}, ["CXLIB_BATCH_SIZE", "'--1'"]),
+        ({"threads": "1.5"}, ["CXLIB_THREADS", "'1.5'"]),
+        ({"workers": "-2"}, ["CXLIB_WORKERS", "at least -1", "'-2'"]),
+        ({"processes": "0"}, ["CXLIB_PROCESSES", "at least 1", "'0'"]),
+        ({"processes": ""}, ["CXLIB_PROCESSES", "''"]),
+        ({"nodes": "2"}, ["CXLIB_NODES", "CXLIB_RENDEZVOUS"]),
+    ],
+    ids=str,
+)
+def test_a_machine_that_there_is_not_is_one_line_and_leaves_no_file(here, name, settings, named):
+    before = contents(here.folder)
+    with machine(**settings):
+        result = run(here.commands[name])
+    assert_one_line(result, *named)
+    assert contents(here.folder) == before
+
+
+@pytest.mark.parametrize("name", ["perturb@squeezenet1_1", "maps@figure_3"])
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("batchsize: 3\n", ["machine.yaml", "'batchsize'", "batch_size"]),
+        ("device: [\n", ["machine.yaml", "no YAML"]),
+        ("- device: cpu\n", ["machine.yaml", "NAME: VALUE"]),
+        ("cpu\n", ["machine.yaml", "NAME: VALUE"]),
+        ("batch_size: x\n", ["CXLIB_BATCH_SIZE", "'x'"]),
+        ("device: abacus\n", ["'abacus'"]),
+        ("threads:\n", ["CXLIB_THREADS", "'None'"]),
+    ],
+)
+def test_a_machine_file_that_says_nonsense_is_one_line_and_leaves_no_file(here, machine_file, name, text, named):
+    machine_file(text, *MACHINE)
+    before = contents(here.folder)
+    assert_one_line(run(here.commands[name]), *named)
+    assert contents(here.folder) == before
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "named"),
     [
-        ("finetune@vgg16_bn_narrow", {"schedule": "nonsense"}, ["--schedule", "nonsense", "one_cycle"]),
-        ("finetune@vgg16_bn_narrow", {"schedule": "resnet18=constant"}, ["--schedule", "vgg16_bn_narrow"]),
-        ("finetune@vgg16_bn_narrow", {"clip": "0,vgg16_bn_narrow=-1"}, ["--clip", "-1"]),
-        ("finetune@vgg16_bn_narrow", {"epochs": "many"}, ["--epochs", "many"]),
-        ("finetune@vgg16_bn_narrow", {"epochs": "-1"}, ["--epochs", "-1"]),
-        ("perturb@squeezenet1_1", {"batch_size": "0"}, ["--batch-size", "0"]),
-        ("gradient_norms", {"threads": "0"}, ["--threads", "0"]),
-        ("perturb@squeezenet1_1", {"epsilons": "0.001,small"}, ["--epsilons", "small"]),
-        ("perturb@squeezenet1_1", {"epsilons": "params.yaml:perturb.nothing"}, ["--epsilons", "perturb.nothing"]),
-        ("perturb@squeezenet1_1", {"epsilons": "params.yaml:seed"}, ["--epsilons"]),
-        ("perturb@squeezenet1_1", {"epsilons": "params.yaml:seed.deeper"}, ["--epsilons", "seed.deeper"]),
-        ("perturb@squeezenet1_1", {"epsilons": "nowhere.yaml:perturb.epsilons"}, ["--epsilons", "nowhere.yaml"]),
-        ("perturb@squeezenet1_1", {"contrasts": "params.yaml:launch"}, ["--contrasts", "launch"]),  # no list: a text
+        ("data@synthbirds", {"train_per_species": "0"}, ["--train-per-species", "0"]),
+        ("train@vgg16_bn_narrow", {"schedule": "nonsense"}, ["--schedule", "nonsense", "one_cycle"]),
+        ("train@vgg16_bn_narrow", {"schedule": "vgg16_bn_narrow=constant"}, ["--schedule", "vgg16_bn_narrow"]),
+        ("train@vgg16_bn_narrow", {"clip": "-1"}, ["--clip", "-1"]),
+        ("train@vgg16_bn_narrow", {"clip": "0,vgg16_bn_narrow=1"}, ["--clip", "vgg16_bn_narrow=1"]),
+        ("train@vgg16_bn_narrow", {"epochs": "many"}, ["--epochs", "many"]),
+        ("train@vgg16_bn_narrow", {"epochs": "-1"}, ["--epochs", "-1"]),
+        ("train@vgg16_bn_narrow", {"batch_size": "0"}, ["--batch-size", "0"]),
+        ("train@vgg16_bn_narrow", {"batch_norm": "thawed"}, ["--batch-norm", "thawed", "frozen"]),
+        ("perturb@squeezenet1_1", {"precision": "float8"}, ["--precision", "float8", "bfloat16"]),
+        ("perturb@squeezenet1_1", {"n_iterations": "0"}, ["--n-iterations", "0"]),
+        ("perturb@squeezenet1_1", {"n_iterations": "1,2"}, ["--n-iterations", "1,2"]),
+        ("perturb@squeezenet1_1", {"epsilons": [0.001, "small"]}, ["--epsilons", "small"]),
+        ("perturb@squeezenet1_1", {"epsilons": "0.001,0.003"}, ["--epsilons", "0.001,0.003"]),
+        ("perturb@squeezenet1_1", {"epsilons": "params.yaml:perturb.options.epsilons"}, ["--epsilons", "params.yaml"]),
+        ("perturb@squeezenet1_1", {"epsilons": []}, ["--epsilons", "Missing"]),
+        ("perturb@squeezenet1_1", {"crop": None}, ["--crop", "Missing"]),
+        ("perturb@squeezenet1_1", {"seed": None}, ["--seed", "Missing"]),
+        ("gradient_norms", {"max_images": "-1"}, ["--max-images", "-1"]),
+        ("mask@vgg16_bn_narrow", {"threshold": "high"}, ["--threshold", "high"]),
+        ("vit_maps", {"max_images": "0"}, ["--max-images", "0"]),
+        ("localisation", {"p_2_edges": "0.1,0.01"}, ["--p-2-edges", "0.1,0.01"]),
+        ("claims", {"perturbed": []}, ["--perturbed", "Missing"]),
     ],
 )
 def test_value_that_does_not_parse_is_named_with_its_option(here, name, changes, named):
@@ -750,24 +1240,69 @@ def test_value_that_does_not_parse_is_named_with_its_option(here, name, changes,
     assert contents(here.folder) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "named"),
+    [
+        ("perturb@squeezenet1_1", ["--device", "cpu"], "--device"),
+        ("perturb@squeezenet1_1", ["--threads", "1"], "--threads"),
+        ("perturb@squeezenet1_1", ["--batch-size", "3"], "--batch-size"),
+        ("train@vgg16_bn_narrow", ["--workers", "1"], "--workers"),
+        ("mask@vgg16_bn_narrow", ["--chunk", "3"], "--chunk"),
+        ("perturb@squeezenet1_1", ["--crop", "true"], "true"),
+        ("figure@figure_1_2", ["figure_6"], "figure_6"),
+    ],
+)
+def test_what_a_stage_does_not_take_is_named(here, name, more, named):
+    before = contents(here.folder)
+    result = run(here.commands[name], *more)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code != 0
+    assert named in result.stderr.splitlines()[-1]
+    assert contents(here.folder) == before
+
+
+@pytest.mark.parametrize(("script", "known"), [("stages/figure.py", "figure_1_2"), ("stages/data.py", "synthbirds")])
+def test_figures_and_data_sets_are_asked_for_by_name(tmp_path, monkeypatch, script, known):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(command(script), ["nonsense"])
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code != 0
+    assert "nonsense" in result.stderr.splitlines()[-1]
+    assert known in CliRunner().invoke(command(script), ["--help"]).output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_for_other_classes_are_not_taken_as_they_are(here, paper, tmp_path):
     """Without training, a head of another size would be a random one."""
     outs = {"out": tmp_path / "n.pt", "report": tmp_path / "r.npz", "curves": tmp_path / "curves"}
-    weights = {"network": "mobilenet_v3_small", "weights": "DEFAULT", "weights_path": paper.folder / "weights"}
-    result = run(here.commands["finetune@vgg16_bn_narrow"], epochs=0, **weights, **outs)
+    weights = {"weights": paper.weights, "weights_path": paper.folder / "weights"}
+    architecture = {"architecture": "mobilenet_v3_small"}
+    result = run(here.commands["train@vgg16_bn_narrow"], epochs=0, **architecture, **weights, **outs)
     assert_one_line(result, "1000 classes", "has 8", "--epochs")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_ranks_are_refused_where_nothing_is_shared(here, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_weights_that_are_not_what_their_name_says_are_refused(here, paper, tmp_path):
+    renamed = tmp_path / "weights" / "mobilenet_v3_small-01234567.pth"
+    renamed.parent.mkdir()
+    shutil.copy(paper.folder / "weights" / f"{paper.weights}.pth", renamed)
     before = contents(here.folder)
-    assert_one_line(run(here.commands["maps_3"]), "WORLD_SIZE")
+    weights = {"weights": renamed.stem, "weights_path": renamed.parent}
+    result = run(here.commands["train@vgg16_bn_narrow"], architecture="mobilenet_v3_small", **weights)
+    assert_one_line(result, renamed, "SHA-256")
+    assert contents(here.folder) == before
+
+
+@pytest.mark.parametrize("name", ["maps@figure_3", "perturbation", "figure@figure_1_2", "data@synthbirds"])
+def test_several_ranks_are_refused_where_nothing_is_shared(here, monkeypatch, name):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "cxlib")
+    before = contents(here.folder)
+    assert_one_line(run(here.commands[name]), "torchrun started several")
     assert contents(here.folder) == before
 
 
 def test_script_itself_exits_with_one_line(tmp_path):
-    script = [sys.executable, ROOT / "stages" / "figure_1_2.py"]
+    script = [sys.executable, ROOT / "stages" / "figure.py", "figure_1_2"]
     done = subprocess.run(
         [*script, "--table", "none.csv", "--out", "plots/f.png"], cwd=tmp_path, capture_output=True, text=True
     )

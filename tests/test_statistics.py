@@ -6,8 +6,15 @@ import torch
 from scipy import stats
 
 from cxlib import networks
-from cxlib.review.gradient_norms import gradient_norms, rank_correlation, ranks_to_explain, second_degree_fit
-from cxlib.review.report.statistics import bootstrap, bootstrap_mean, correlation, sign_flip_test
+from cxlib.review.gradient_norms import gradient_norms, ranks_to_explain
+from cxlib.review.report.statistics import (
+    bootstrap,
+    bootstrap_mean,
+    correlation,
+    rank_correlation,
+    second_degree_fit,
+    sign_flip_test,
+)
 
 # --- bootstrap ---
 

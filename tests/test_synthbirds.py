@@ -4,11 +4,13 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from matplotlib.image import imread
 from PIL import Image
+from test_params import command
 
+from cxlib import overlay
 from cxlib.datasets.cub import discriminative_parts
-from cxlib.review.report.figures import contact_sheet
 from cxlib.synthbirds.brush import PART_ID, PARTS
 from cxlib.synthbirds.species import FAMILIES, MARKINGS, generate, paint_individual, species_of
 
@@ -162,6 +164,25 @@ def test_settings_out_of_range_are_refused(tmp_path):
 
 def test_the_contact_sheet_is_the_same_bytes_twice(folder, tmp_path):
     for name in ("first.png", "second.png"):
-        contact_sheet(folder, tmp_path / name)
+        words = ["--data", str(folder), "--per-species", "1", "--out", str(tmp_path / name)]
+        result = CliRunner().invoke(command("stages/contact_sheet.py"), words)
+        assert result.exit_code == 0, result.output
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
     assert imread(tmp_path / "first.png").std() > 0.1
+
+
+def test_the_contact_sheet_shows_every_test_image_and_says_what_tells_siblings_apart(folder, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(overlay, "save", lambda figure, path: (drawn.append(figure), path.touch()))
+    words = ["--data", str(folder), "--per-species", "4", "--out", str(tmp_path / "sheet.png")]
+    assert CliRunner().invoke(command("stages/contact_sheet.py"), words).exit_code == 0
+    paths = dict(table(folder / "images.txt"))
+    tested = [paths[number] for number, training in table(folder / "train_test_split.txt") if training == "0"]
+    panels = [axis for row in drawn[0].subfigs for axis in row.axes]
+    for path, panel in zip(tested, panels, strict=True):  # one image a species
+        np.testing.assert_array_equal(panel.images[0].get_array(), picture(folder / "images" / path))
+        assert panel.get_title().replace(" ", "_") == path.split("/")[0].split(".")[1]
+    for place, row in enumerate(drawn[0].subfigs):
+        siblings = range(3 * place, 3 * place + 3)
+        differing = set().union(*(discriminative_parts(folder, a, b) for a, b in combinations(siblings, 2)))
+        assert row.get_suptitle().endswith(f"told apart by {', '.join(sorted(differing))}")

@@ -1,9 +1,8 @@
-"""Tables, verdicts and files: numbers that can be checked by hand, and files that are whole or not there."""
+"""Tables and verdicts: numbers that can be checked by hand."""
 
 import csv
 import itertools
 import json
-import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -289,73 +288,6 @@ def test_printed_value_stands_beside_each_of_ours(rng, name):
         assert group["published"].nunique(dropna=False) == 1  # the same beside both rules
 
 
-# --- claims -----------------------------------------------------------------------------------------------------
-
-
-def test_claim_1_is_positive_when_weighted_moves_p_t_and_accuracy_more_and_y_t_less(rng):
-    cells = {name: perturbation_cell(seed, shift=0.05) for seed, name in enumerate(("resnet18", "alexnet"))}
-    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
-    assert {margin.network for margin in margins} == {"all networks", *cells}
-    names = {"accuracy_weighted_minus_original", "p_t_weighted_minus_original", "y_t_original_minus_weighted"}
-    assert {margin.margin for margin in margins} == {*names, claims.AGREEMENT}
-    assert len(margins) == 12
-    for margin in (margin for margin in margins if margin.margin in names):
-        assert 0 < margin.low < margin.mean < margin.high
-        assert margin.mean == pytest.approx(0.05, abs=0.01)
-        assert (margin.claim, margin.n_images) == (1, 20)
-
-
-def test_claim_1_pools_the_networks_image_by_image(rng):
-    cells = {name: perturbation_cell(seed, shift=0.02) for seed, name in enumerate(("a", "b", "c"))}
-    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
-    pooled = {margin.margin: margin for margin in margins if margin.network == claims.ALL}
-    by_hand = mean(
-        float(cell["changes"][3, e, n, 1, image] - cell["changes"][0, e, n, 1, image])
-        for cell in cells.values()
-        for e in range(2)
-        for n in range(3)
-        for image in range(20)
-    )
-    assert pooled["p_t_weighted_minus_original"].mean == pytest.approx(by_hand)
-    assert pooled["p_t_weighted_minus_original"].n_images == 20
-    assert np.isnan(pooled["p_t_weighted_minus_original"].published)  # nothing is printed of a, b and c
-    verdict = claims.verdicts(margins)["claim_1"]
-    assert verdict["p_t_weighted_minus_original"]["mean"] == pytest.approx(by_hand)
-    assert set(verdict) == {"holds", "n_images", *pooled}
-
-
-def test_the_agreement_is_the_correlation_of_the_mean_changes_over_settings(rng):
-    cells = {name: perturbation_cell(seed) for seed, name in enumerate(("resnet18", "alexnet"))}
-    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
-    found = {margin.network: margin for margin in margins if margin.margin == claims.AGREEMENT}
-    by_hand = {}
-    for name, cell in cells.items():
-        accuracy, p_t, _ = np.moveaxis(cell["changes"].mean(-1), -1, 0)
-        by_hand[name] = np.corrcoef(accuracy.ravel(), p_t.ravel())[0, 1]
-        assert found[name].mean == pytest.approx(by_hand[name])
-        assert found[name].low <= found[name].mean <= found[name].high
-        rows = (
-            published("fig1_fig2_digitised")
-            .query("network == @name")
-            .sort_values(["epsilon", "n_iterations", "contrast"])
-        )
-        printed = [rows[rows["quantity"] == quantity]["change"] for quantity in ("accuracy", "p_t")]
-        assert found[name].published == pytest.approx(np.corrcoef(*printed)[0, 1])
-        assert found[name].published > 0.5
-    assert found[claims.ALL].mean == pytest.approx(mean(by_hand.values()))
-
-
-def test_movements_that_go_together_agree_and_one_that_stands_still_agrees_with_nothing(rng):
-    together, still = perturbation_cell(), perturbation_cell()
-    together["changes"][..., 0, :] = 2 * together["changes"][..., 1, :]
-    still["changes"][..., 0, :] = 0
-    for cell, expected in ((together, 1), (still, 0)):
-        margins = claims.perturbation_margins({"mine": cell}, published("fig1_fig2_digitised"), rng)
-        agreement = next(margin for margin in margins if margin.margin == claims.AGREEMENT)
-        assert agreement[3:6] == pytest.approx((expected, expected, expected), abs=1e-12)
-        assert np.isnan(agreement.published)
-
-
 # --- beside the published numbers -------------------------------------------------------------------------------
 
 
@@ -399,19 +331,129 @@ def saturation_cell(p_t):
     )
 
 
-def test_saturation_has_a_row_for_each_image_step_and_path_and_headlines_by_the_first_p_t():
+def test_saturation_has_a_row_for_each_image_step_and_path_and_groups_by_the_first_p_t():
     steps = tables.saturation({"mine": saturation_cell([0.2, 0.6, 0.495, 0.995, 0.0])})
     assert len(steps) == 2 * 5 * 3
     assert steps.groupby(["network", "path", "image", "step"]).size().eq(1).all()
     row = steps.query("path == 'weighted' and image == 14 and step == 2").iloc[0]
     assert (row["p_t"], row["y_t"], row["y_t_after"]) == (pytest.approx(0.496), 2, 4)
     found = tables.dominance(steps)
-    counts = {"p_t_below_0.5": 3, "p_t_0.5_to_0.9": 1, "p_t_above_0.99": 1}  # no image lies in the fourth group
-    assert {group: numbers["n_images"] for group, numbers in found.items()} == counts
-    for numbers in found.values():
-        assert numbers["saturated_share"] == 1
-        assert numbers["sign_agreement"] == 0.25
-        assert (numbers["y_t_gain_probability"], numbers["y_t_gain_weighted"]) == (3, 6)
+    counts = {"p_t below 0.5": 3, "p_t 0.5 to 0.9": 1, "p_t above 0.99": 1}  # no image lies in the fourth group
+    assert dict(zip(found["group"], found["n_images"])) == counts
+    assert list(found["group"]) == list(counts), "the surest come last"
+    assert found["saturated"].eq(1).all()
+    assert found["agreement"].eq(0.25).all()
+    assert found["y_t_gain_probability"].eq(3).all()
+    assert found["y_t_gain_weighted"].eq(6).all()
+
+
+# --- trained networks -------------------------------------------------------------------------------------------
+
+
+def report(probabilities, labels, accuracies=()):
+    """A tested network as its stage saves it."""
+    return {
+        "probabilities": np.array(probabilities),
+        "labels": np.array(labels),
+        "accuracies": np.array(accuracies, dtype=float),
+        "losses": np.array([2.0, 1.5, 1.25, 1.0][: len(accuracies)]),
+        "computed_by": np.array("an abacus"),
+    }
+
+
+def test_a_tested_network_has_its_accuracy_and_counts_its_ambiguous_images():
+    p = [[0.5, 0.3, 0.2, 0.0], [0.05, 0.9, 0.05, 0.0], [0.1, 0.1, 0.15, 0.65], [0.25, 0.25, 0.25, 0.25]]
+    trained = report(p, [0, 1, 3, 2], accuracies=[0.25, 0.75, 0.75])
+    sure = report([[0.95, 0.05], [0.7, 0.3], [0.2, 0.8]], [0, 0, 0])  # two classes: no image has a third
+    table = tables.tested({"trained": trained, "as it came": sure}, threshold=0.1)
+    assert len(table) == 2
+    assert table.to_dict("list") == {
+        "network": ["trained", "as it came"],
+        "test_accuracy": [3 / 4, 2 / 3],
+        "n_images": [4, 3],
+        "best_epoch": [2, 0],  # the first of two equal ones; none where nothing was trained
+        "n_p2_above_threshold": [3, 2],
+        "n_p3_above_threshold": [2, 0],  # 0.1 itself is not above
+        "computed_by": ["an abacus"] * 2,
+    }
+
+
+def test_training_has_a_row_for_each_epoch_of_what_was_trained():
+    p = [[0.5, 0.5]]
+    reports = {"long": report(p, [0], [0.1, 0.2, 0.3]), "none": report(p, [0]), "short": report(p, [0], [0.4])}
+    rows = list(tables.training(reports).itertuples(index=False, name=None))
+    assert rows == [("long", 1, 2.0, 0.1), ("long", 2, 1.5, 0.2), ("long", 3, 1.25, 0.3), ("short", 1, 2.0, 0.4)]
+    empty = tables.training({"none": reports["none"]})
+    assert list(empty.columns) == ["network", "epoch", "training_loss", "test_accuracy"]
+    assert empty.empty
+
+
+# --- claims -----------------------------------------------------------------------------------------------------
+
+
+def test_claim_1_is_positive_when_weighted_moves_p_t_and_accuracy_more_and_y_t_less(rng):
+    cells = {name: perturbation_cell(seed, shift=0.05) for seed, name in enumerate(("resnet18", "alexnet"))}
+    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
+    assert {margin.network for margin in margins} == {"all networks", *cells}
+    names = {"accuracy_weighted_minus_original", "p_t_weighted_minus_original", "y_t_original_minus_weighted"}
+    assert {margin.margin for margin in margins} == {*names, claims.AGREEMENT}
+    assert len(margins) == 12
+    for margin in (margin for margin in margins if margin.margin in names):
+        assert 0 < margin.low < margin.mean < margin.high
+        assert margin.mean == pytest.approx(0.05, abs=0.01)
+        assert (margin.claim, margin.n_images) == (1, 20)
+
+
+def test_claim_1_pools_the_networks_image_by_image(rng):
+    cells = {name: perturbation_cell(seed, shift=0.02) for seed, name in enumerate(("a", "b", "c"))}
+    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
+    pooled = {margin.margin: margin for margin in margins if margin.network == claims.ALL}
+    by_hand = mean(
+        float(cell["changes"][3, e, n, 1, image] - cell["changes"][0, e, n, 1, image])
+        for cell in cells.values()
+        for e in range(2)
+        for n in range(3)
+        for image in range(20)
+    )
+    assert pooled["p_t_weighted_minus_original"].mean == pytest.approx(by_hand)
+    assert pooled["p_t_weighted_minus_original"].n_images == 20
+    assert np.isnan(pooled["p_t_weighted_minus_original"].published)  # nothing is printed of a, b and c
+    verdict = claims.verdicts(margins)["claim_1"]
+    assert verdict["p_t_weighted_minus_original"]["mean"] == pytest.approx(by_hand)
+    assert set(verdict) == {"holds", "p_t_weighted_minus_original"}  # the leading margin alone
+    assert set(verdict["p_t_weighted_minus_original"]) == {"mean", "low", "high"}
+
+
+def test_the_agreement_is_the_correlation_of_the_mean_changes_over_settings(rng):
+    cells = {name: perturbation_cell(seed) for seed, name in enumerate(("resnet18", "alexnet"))}
+    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
+    found = {margin.network: margin for margin in margins if margin.margin == claims.AGREEMENT}
+    by_hand = {}
+    for name, cell in cells.items():
+        accuracy, p_t, _ = np.moveaxis(cell["changes"].mean(-1), -1, 0)
+        by_hand[name] = np.corrcoef(accuracy.ravel(), p_t.ravel())[0, 1]
+        assert found[name].mean == pytest.approx(by_hand[name])
+        assert found[name].low <= found[name].mean <= found[name].high
+        rows = (
+            published("fig1_fig2_digitised")
+            .query("network == @name")
+            .sort_values(["epsilon", "n_iterations", "contrast"])
+        )
+        printed = [rows[rows["quantity"] == quantity]["change"] for quantity in ("accuracy", "p_t")]
+        assert found[name].published == pytest.approx(np.corrcoef(*printed)[0, 1])
+        assert found[name].published > 0.5
+    assert found[claims.ALL].mean == pytest.approx(mean(by_hand.values()))
+
+
+def test_movements_that_go_together_agree_and_one_that_stands_still_agrees_with_nothing(rng):
+    together, still = perturbation_cell(), perturbation_cell()
+    together["changes"][..., 0, :] = 2 * together["changes"][..., 1, :]
+    still["changes"][..., 0, :] = 0
+    for cell, expected in ((together, 1), (still, 0)):
+        margins = claims.perturbation_margins({"mine": cell}, published("fig1_fig2_digitised"), rng)
+        agreement = next(margin for margin in margins if margin.margin == claims.AGREEMENT)
+        assert agreement[3:6] == pytest.approx((expected, expected, expected), abs=1e-12)
+        assert np.isnan(agreement.published)
 
 
 def test_contrasts_are_found_by_name_not_by_place(rng):
@@ -457,10 +499,13 @@ def test_claim_holds_only_when_every_interval_is_above_zero(rng):
     # One target, one rule: weighted loses what it gained, on average over images.
     cell["masked"][:, :, 0, :, :, 1, 0] = cell["masked"][:, :, 0, :, :, 0, 0]
     cell["masked"][:, :, 0, :, :, 1, 0] += np.random.default_rng(1).normal(0, 0.05, (42, 1, 1, 1))
-    verdicts = claims.verdicts(claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng))
+    margins = claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng)
+    low = {margin.margin: margin.low for margin in margins}
+    assert low["t1_published"] <= 0
+    assert low["t2_published"] > 0
+    verdicts = claims.verdicts(margins)
     assert verdicts["claim_2"]["holds"] is False
-    assert verdicts["claim_2"]["vgg16_bn"]["t1_published"]["low"] <= 0
-    assert verdicts["claim_2"]["vgg16_bn"]["t2_published"]["low"] > 0
+    assert verdicts["claim_2"]["vgg16_bn_t2_published"]["low"] == low["t2_published"]  # what leads may well hold
     assert verdicts["claim_3"]["holds"] is True
 
 
@@ -490,15 +535,18 @@ def test_claim_2_needs_both_grounds(rng, table1, localisation):
     assert claim["holds_localisation"] is localisation
     assert claim["holds"] is (table1 and localisation)
     assert verdict["claim_3"]["holds"] is table1
-    assert claim["mine"]["n_images"] == 30
-    assert claim["mine"]["localisation_weighted_minus_original"]["n_images"] == 20
+    assert set(claim) == {"holds", "holds_table1", "holds_localisation", "mine_t2_published"}
+    counts = {margin.margin: margin.n_images for margin in margins if margin.claim == 2}
+    assert counts.pop("localisation_weighted_minus_original") == 20
+    assert set(counts.values()) == {30}
 
 
 def test_localisation_on_the_whole_bird_is_no_ground_for_claim_2(rng):
     margins = claims.masking_margins({"mine": masking_cell(shift=0.05)}, published("table1"), rng)
-    margins += claims.localisation_margins({"mine": localisation_cell(shift=-0.05, discriminative=False)}, rng)
-    claim = claims.verdicts(margins)["claim_2"]
-    assert claim["mine"]["on_the_bird_weighted_minus_original"]["high"] < 0
+    (on_the_bird,) = claims.localisation_margins({"mine": localisation_cell(shift=-0.05, discriminative=False)}, rng)
+    assert on_the_bird.margin == "on_the_bird_weighted_minus_original"
+    assert on_the_bird.high < 0
+    claim = claims.verdicts([*margins, on_the_bird])["claim_2"]
     assert claim["holds"] is claim["holds_table1"] is True
     assert "holds_localisation" not in claim
 
@@ -515,7 +563,7 @@ def test_one_network_that_fails_fails_claim_2(rng):
     cells = {"good": masking_cell(shift=0.05), "bad": masking_cell(shift=-0.05)}
     verdicts = claims.verdicts(claims.masking_margins(cells, published("table1"), rng))
     assert verdicts["claim_2"]["holds"] is False
-    assert {"good", "bad"} < set(verdicts["claim_2"])
+    assert {"good_t2_published", "bad_t2_published"} < set(verdicts["claim_2"])
 
 
 @pytest.mark.parametrize("low", [0.0, -1e-9, float("nan")])
@@ -531,9 +579,9 @@ def test_interval_that_touches_zero_does_not_hold(low):
 @pytest.mark.parametrize(("n_images", "holds"), [(1, False), (9, False), (10, True)])
 def test_a_handful_of_images_shows_no_claim(rng, n_images, holds):
     cell = masking_cell(shift=0.05, n_above=n_images)
-    verdicts = claims.verdicts(claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng))
-    assert verdicts["claim_2"]["vgg16_bn"]["t1_published"]["low"] > 0
-    assert verdicts["claim_2"]["holds"] is holds
+    margins = claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng)
+    assert all(margin.low > 0 for margin in margins)
+    assert claims.verdicts(margins)["claim_2"]["holds"] is holds
 
 
 def test_a_margin_that_is_no_number_does_not_reach_the_metrics(rng, tmp_path):
@@ -541,8 +589,8 @@ def test_a_margin_that_is_no_number_does_not_reach_the_metrics(rng, tmp_path):
     cell["masked"][3] = np.nan
     verdicts = claims.verdicts(claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng))
     with pytest.raises(ValueError, match="not JSON compliant"):
-        runtime.write_json(tmp_path / "claims.json", verdicts)
-    assert left_over(tmp_path) == []
+        runtime.write_metrics(tmp_path / "claims.json", verdicts)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_networks_must_have_perturbed_the_same_images(rng):
@@ -603,139 +651,17 @@ def test_no_image_above_the_threshold_is_an_error(rng):
 def test_verdicts_are_strict_json_of_few_numbers(tmp_path, rng):
     margins = claims.perturbation_margins({"mine": perturbation_cell()}, published("fig1_fig2_digitised"), rng)
     margins += claims.masking_margins({"mine": masking_cell()}, published("table1"), rng)
-    runtime.write_json(tmp_path / "claims.json", claims.verdicts(margins))
+    margins += claims.localisation_margins({"mine": localisation_cell()}, rng)
+    runtime.write_metrics(tmp_path / "claims.json", claims.verdicts(margins))
     text = (tmp_path / "claims.json").read_text()
     assert "NaN" not in text
     verdicts = json.loads(text)
     assert set(verdicts) == {"claim_1", "claim_2", "claim_3"}
     assert all(verdict["holds"] in (True, False) for verdict in verdicts.values())
-    assert set(verdicts["claim_1"]["p_t_weighted_minus_original"]) == {"mean", "low", "high"}  # none is published
-    assert set(verdicts["claim_2"]["mine"]["t1_published"]) == {"mean", "low", "high", "published"}
-
-
-# --- files ------------------------------------------------------------------------------------------------------
-
-
-def left_over(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-
-
-def test_json_is_sorted_and_has_six_digits(tmp_path):
-    content = {"b": 1 / 3, "a": {"z": np.float64(123456.789), "y": np.int64(7), "x": np.bool_(True), "w": "text"}}
-    runtime.write_json(tmp_path / "new" / "m.json", content)
-    text = (tmp_path / "new" / "m.json").read_text()
-    assert text.endswith("}\n")
-    assert json.loads(text) == {"a": {"w": "text", "x": True, "y": 7, "z": 123457.0}, "b": 0.333333}
-    keys = [line.split('"')[1] for line in text.splitlines() if ":" in line]
-    assert keys == ["a", "w", "x", "y", "z", "b"]
-
-
-@pytest.mark.parametrize("value", [float("nan"), np.float64("nan"), float("inf"), np.float32("-inf")])
-def test_json_refuses_what_is_no_number(tmp_path, value):
-    with pytest.raises(ValueError):
-        runtime.write_json(tmp_path / "m.json", {"a": {"b": value}})
-    assert left_over(tmp_path) == []
-
-
-def test_csv_has_six_digits_and_unix_lines(tmp_path):
-    runtime.write_csv(tmp_path / "t.csv", pd.DataFrame({"a": ["x", "y"], "b": [1 / 3, np.nan]}))
-    assert (tmp_path / "t.csv").read_bytes() == b"a,b\nx,0.333333\ny,\n"
-
-
-def test_arrays_have_the_same_bytes_twice(tmp_path, monkeypatch):
-    cell = masking_cell()
-    runtime.write_arrays(tmp_path / "one.npz", **cell)
-    later = time.time() + 10_000  # a zip archive holds times
-    monkeypatch.setattr(time, "time", lambda: later)
-    runtime.write_arrays(tmp_path / "other.npz", **cell)
-    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
-    with np.load(tmp_path / "one.npz") as loaded:
-        assert set(loaded) == set(cell)
-        for name, array in cell.items():
-            np.testing.assert_array_equal(loaded[name], array)
-
-
-def write_file(path, text):
-    path.write_text(text)
-
-
-def write_folder(path, text):
-    path.mkdir()
-    (path / "inner").write_text(text)
-
-
-@pytest.mark.parametrize("write", [write_file, write_folder])
-def test_failure_leaves_nothing_behind(tmp_path, write):
-    with pytest.raises(KeyboardInterrupt), runtime.atomic(tmp_path / "out.x") as partial:
-        write(partial, "half")
-        raise KeyboardInterrupt
-    assert left_over(tmp_path) == []
-
-
-@pytest.mark.parametrize("write", [write_file, write_folder])
-def test_failure_keeps_what_was_there(tmp_path, write):
-    with runtime.atomic(tmp_path / "out.x") as partial:
-        write(partial, "old")
-    before = left_over(tmp_path)
-    with pytest.raises(ValueError), runtime.atomic(tmp_path / "out.x") as partial:
-        write(partial, "half")
-        raise ValueError
-    assert left_over(tmp_path) == before
-    read = tmp_path / "out.x"
-    assert (read / "inner" if read.is_dir() else read).read_text() == "old"
-
-
-@pytest.mark.parametrize("write", [write_file, write_folder])
-def test_success_replaces_what_was_there(tmp_path, write):
-    for text in ("old", "new"):
-        with runtime.atomic(tmp_path / "out.x") as partial:
-            write(partial, text)
-            if write is write_folder:
-                (partial / text).touch()
-            assert partial.suffix == ".x"  # matplotlib and numpy choose a format by the suffix
-    read = tmp_path / "out.x"
-    if write is write_folder:
-        assert left_over(tmp_path) == ["out.x", "out.x/inner", "out.x/new"]
-    assert (read / "inner" if read.is_dir() else read).read_text() == "new"
-
-
-def test_cells_no_longer_asked_for_are_removed(tmp_path):
-    for name in ("resnet18", "alexnet", "resnet50.a1_in1k"):
-        runtime.write_arrays(tmp_path / f"{name}.npz", a=np.array([len(name)]))
-    (tmp_path / "notes.txt").touch()
-    cells = runtime.read_cells(tmp_path, ["resnet50.a1_in1k", "alexnet"])
-    assert list(cells) == ["resnet50.a1_in1k", "alexnet"]
-    assert cells["alexnet"]["a"] == 7
-    assert left_over(tmp_path) == ["alexnet.npz", "notes.txt", "resnet50.a1_in1k.npz"]
-
-
-DAMAGED = {
-    "missing": None,
-    "empty": b"",
-    "text": b"network,change\n",
-    "truncated": ...,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_missing_or_damaged_cell_is_named_and_nothing_is_removed(tmp_path, damage):
-    for name in ("resnet18", "googlenet", "alexnet"):
-        runtime.write_arrays(tmp_path / f"{name}.npz", a=np.random.default_rng(0).random(1000))
-    alexnet = tmp_path / "alexnet.npz"
-    content = alexnet.read_bytes()[:-600] if DAMAGED[damage] is ... else DAMAGED[damage]
-    alexnet.unlink() if content is None else alexnet.write_bytes(content)
-    before = left_over(tmp_path)
-    with pytest.raises(ValueError, match=r"alexnet\.npz"):
-        runtime.read_cells(tmp_path, ["resnet18", "alexnet"])
-    assert left_over(tmp_path) == before
-
-
-def test_an_array_that_a_file_does_not_hold_is_named_with_it(tmp_path):
-    runtime.write_arrays(tmp_path / "resnet18.npz", changes=np.array([1]))
-    with pytest.raises(ValueError, match=r"resnet18\.npz holds no array 'zero_share'"):
-        runtime.read_arrays(tmp_path / "resnet18.npz")["zero_share"]
-
-
-def test_unknown_device_is_named():
-    with pytest.raises(ValueError, match="'abacus'"):
-        runtime.device("abacus")
+    found = {(margin.network, margin.margin): margin for margin in margins}
+    leading = {"claim_1": "p_t_weighted_minus_original", "claim_2": "t2_published", "claim_3": "gradcam"}
+    for claim, name in leading.items():
+        network, key = (claims.ALL, name) if claim == "claim_1" else ("mine", f"mine_{name}")
+        expected = {bound: round(getattr(found[network, name], bound), 5) for bound in ("mean", "low", "high")}
+        assert verdicts[claim][key] == expected
+        assert sum(isinstance(value, dict) for value in verdicts[claim].values()) == 1

@@ -149,8 +149,8 @@ def test_masks_of_maps_are_those_of_the_images_behind_them(network, images):
 # --- tables -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cell():
+def compared_cell():
+    """A transformer as its stage saves it: two images above the threshold show a telling part, two below."""
     rng = np.random.default_rng(0)
     n, blocks = 6, 2
     return {
@@ -170,6 +170,11 @@ def cell():
         "features": np.array(["positive", "negative"]),
         "rules": np.array(["published", "equal_kept"]),
     }
+
+
+@pytest.fixture
+def cell():
+    return compared_cell()
 
 
 def value(table, **setting):

@@ -179,13 +179,8 @@ def blur_and_mask(
     Raises:
         ValueError: unknown names, contrasts without the pair, or a layer without a map.
     """
-    for what, names, known in (
-        ("explainer of a layer", explainers, cam.MAPS),
-        ("baseline", baselines, BASELINES),
-        ("rule", rules, RULES),
-    ):
-        for name in names:
-            runtime.check_name(what, name, known)
+    for name in explainers:
+        runtime.check_name("explainer of a layer", name, cam.MAPS)
     if not set(PAIR) <= set(contrasts):
         raise ValueError(f"masking compares {' with '.join(PAIR)}: the contrasts {', '.join(contrasts)} lack one")
     explained = _explained(network, images, layer, explainers, contrasts)
@@ -222,7 +217,13 @@ def mask_maps(
 
     Returns:
         (B, explainers, 2 targets, baselines, 2 features, C, rules) float64, and the number of evaluated images.
+
+    Raises:
+        ValueError: unknown names.
     """
+    for what, names, known in (("baseline", baselines, BASELINES), ("rule", rules, RULES)):
+        for name in names:
+            runtime.check_name(what, name, known)
     zero = getattr(network, "mean", torch.zeros(3, 1, 1))
     replacements = torch.stack([BASELINES[name](images, zero, blur) for name in baselines], 1)
     evaluated = fast(network)

@@ -153,7 +153,8 @@ def load(path: str | Path) -> Network:
     content = read(Path(path))
     if set(content) != {"name", "options", "state_dict"}:
         raise ValueError(f"{path} is not a network written by cxlib: pass state_dict files as weights of a name")
-    head = _head(_skeleton(content["name"], 2, content["options"]).inner)
+    with torch.device("meta"):
+        head = _head(_skeleton(content["name"], 2, content["options"]).inner)
     network = _skeleton(content["name"], len(content["state_dict"][f"{head}.weight"]), content["options"])
     _load(network.inner, content["state_dict"], f"{path} does not fit {content['name']}")
     return freeze(network)

@@ -76,7 +76,7 @@ def sign_perturb(
     Raises:
         ValueError: epsilon or n_iterations out of range, wrong targets, unknown contrast, images of half precision.
     """
-    _check(images, targets, epsilon, n_iterations)
+    check(images, targets, epsilon, n_iterations)
     x, within = images, bounds(images, epsilon)
     for _ in range(n_iterations):
         recorded = taps.record(network, x)
@@ -120,7 +120,7 @@ def perturbation_grid(
         ValueError: as `sign_perturb`.
     """
     for epsilon, n in product(epsilons, n_iterations):
-        _check(images, targets, epsilon, n)
+        check(images, targets, epsilon, n)
 
     network, images = fast(network), images.contiguous(memory_format=torch.channels_last)
     start = taps.record(network, images)
@@ -207,7 +207,12 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
     return images[0] if len(images) == 1 else torch.cat(list(images))
 
 
-def _check(images: Tensor, targets: Tensor, epsilon: float, n_iterations: int) -> None:
+def check(images: Tensor, targets: Tensor, epsilon: float, n_iterations: int) -> None:
+    """What every perturbation asks of its arguments.
+
+    Raises:
+        ValueError: epsilon or n_iterations out of range, wrong targets, images of half precision.
+    """
     if images.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"images must be float32 or float64, got {images.dtype}, which swallows steps of this size")
     if targets.ndim != 1:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cxlib import taps
 from cxlib.contrasts import cotangent, without
 from cxlib.networks import fast
-from cxlib.review.perturbation import bounds, measure, step
+from cxlib.review.perturbation import bounds, check, measure, step
 
 #: The two ways to the same direction: back-propagation from the softmax neuron, and the closed form of Eq. 1 and 2.
 PATHS = ("probability", "weighted")
@@ -52,7 +52,11 @@ def follow(network: nn.Module, images: Tensor, targets: Tensor, path: str, epsil
         path: the contrast whose sign is followed.
         epsilon: largest change of a pixel.
         n_iterations: number of steps.
+
+    Raises:
+        ValueError: epsilon or n_iterations out of range, wrong targets, images of half precision.
     """
+    check(images, targets, epsilon, n_iterations)
     network, images = fast(network), images.contiguous(memory_format=torch.channels_last)
     targets = targets.to(images.device)
     x, within, steps = images, bounds(images, epsilon), []

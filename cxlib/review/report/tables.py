@@ -129,11 +129,11 @@ def tested(reports: Mapping[str, Arrays], threshold: float) -> pd.DataFrame:
     """A row a network: test accuracy, and how many test images have a second and a third class above the threshold."""
     rows = []
     for network, report in reports.items():
-        p = np.sort(report["probabilities"], 1)
+        p = -np.sort(-report["probabilities"], 1)
         row = {"network": network, "test_accuracy": (report["probabilities"].argmax(1) == report["labels"]).mean()}
         row |= {"n_images": len(p), "best_epoch": report["accuracies"].argmax() + 1 if len(report["accuracies"]) else 0}
         for rank in (2, 3):
-            row[f"n_p{rank}_above_threshold"] = (p[:, -rank] > threshold).sum()
+            row[f"n_p{rank}_above_threshold"] = (p[:, rank - 1 : rank] > threshold).sum()
         rows.append(row | {"computed_by": report["computed_by"].item()})
     return pd.DataFrame(rows)
 
@@ -366,6 +366,14 @@ def _masked(cell: Arrays, e: int) -> dict[tuple[str, ...], np.ndarray]:
         with_contrast, without = (measures["positive_kept", v, target, rule] for v in ("contrastive", "without_relu"))
         measures["margin", "contrastive", target, rule] = with_contrast - without
     return measures
+
+
+def nested(means: pd.Series) -> dict[str, dict[str, float]]:
+    """Headlines by the two levels of an index."""
+    headlines: dict[str, dict[str, float]] = {}
+    for (outer, inner), value in means.items():
+        headlines.setdefault(outer, {})[inner] = value
+    return headlines
 
 
 def _in_bins(p_2: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:

@@ -1,0 +1,137 @@
+"""From the values of single images to tables and headlines: one command for each of the review's results.
+
+Each reads FOLDER/NETWORK.npz of every network asked for; a missing one is an error, any other is removed.
+"""
+
+import click
+import numpy as np
+import pandas as pd
+from _command import COUNT, Stage, option, several
+
+from cxlib import runtime
+from cxlib.review.report import claims as judged
+from cxlib.review.report import tables
+
+
+@click.group()
+def main():
+    """Gather what the stages of the networks left behind."""
+
+
+def command(*options):
+    """A command of these options, and of --table and --metrics, which all have."""
+
+    def decorated(function):
+        for add in (option("--metrics"), option("--table"), *reversed(options)):
+            function = add(function)
+        return main.command(cls=Stage)(function)
+
+    return decorated
+
+
+networks_, folder_, seed_ = several("--networks"), option("--folder"), option("--seed", COUNT)
+
+
+@command(networks_, folder_, option("--threshold", float), option("--curves"))
+def networks(networks, folder, threshold, curves, table, metrics):
+    """What training reached, and how many test images are ambiguous enough to explain."""
+    reports = runtime.read_cells(folder, networks)
+    tested = tables.tested(reports, threshold)
+    runtime.write_csv(table, tested)
+    runtime.write_csv(curves, tables.training(reports))
+    runtime.write_metrics(metrics, {"accuracy": dict(zip(tested["network"], tested["test_accuracy"]))})
+
+
+@command(networks_, folder_, option("--published"), option("--zeros"), option("--beside"))
+def perturbation(networks, folder, published, zeros, beside, table, metrics):
+    """The table behind Figures 1 and 2, beside the published one; headlines are means over settings and networks."""
+    cells = runtime.read_cells(folder, networks)
+    changes = tables.perturbation(cells)
+    with_published = tables.perturbation_vs_published(changes, pd.read_csv(published))
+    runtime.write_csv(table, changes)
+    runtime.write_csv(zeros, tables.zero_gradients(cells))
+    runtime.write_csv(beside, with_published)
+    shown = changes[changes["contrast"].isin(["original", "weighted", "probability"])]
+    close = {quantity: numbers["correlation"] for quantity, numbers in tables.closeness(with_published).items()}
+    headlines = tables.nested(shown.groupby(["quantity", "contrast"])["change"].mean())
+    runtime.write_metrics(metrics, headlines | ({"correlation_with_published": close} if close else {}))
+
+
+@command(networks_, folder_, option("--steps"))
+def saturation(networks, folder, steps, table, metrics):
+    """Section 4.3: every image at every step, and by sureness; headlines are of the surest images."""
+    followed = tables.saturation(runtime.read_cells(folder, networks))
+    by_sureness = tables.dominance(followed)
+    runtime.write_csv(steps, followed)
+    runtime.write_csv(table, by_sureness)
+    surest = by_sureness.iloc[-1]
+    runtime.write_metrics(metrics, {name: surest[name] for name in ("y_t_gain_probability", "y_t_gain_weighted")})
+
+
+@command(
+    networks_, folder_, seed_, option("--published"), option("--under-published"), option("--under-table"),
+    option("--by-ambiguity"),
+)  # fmt: skip
+def masking(networks, folder, seed, published, under_published, under_table, by_ambiguity, table, metrics):
+    """Table 1, the one below its threshold, and by p_2; headlines are means over explainers and baselines."""
+    cells = runtime.read_cells(folder, networks)
+    above, below = (tables.masking(cells, side, np.random.default_rng(seed)) for side in (True, False))
+    runtime.write_csv(table, tables.with_published(above, pd.read_csv(published)))
+    runtime.write_csv(under_table, tables.with_published(below, pd.read_csv(under_published)))
+    runtime.write_csv(by_ambiguity, tables.by_ambiguity(cells, np.random.default_rng(seed)))
+    kept = above[(above["rule"] == "equal_kept") & above["contrast"].isin(["original", "weighted"])]
+    kept = kept.assign(kept=kept["target"] + "_" + kept["kept_features"] + "_kept")
+    headlines = tables.nested(kept.groupby(["kept", "contrast"])["relative_probability"].mean())
+    runtime.write_metrics(metrics, headlines | {"n_images": max(above["n_images"], default=0)})
+
+
+@command(networks_, folder_, seed_, several("--p-2-edges", float), option("--p-2-table"))
+def localisation(networks, folder, seed, p_2_edges, p_2_table, table, metrics):
+    """Mass in the telling parts, and by p_2; headlines are shares above the area's, means over all but contrasts."""
+    cells = runtime.read_cells(folder, networks)
+    localised = tables.localisation(cells, np.random.default_rng(seed))
+    by_p_2 = tables.localisation_by_p_2(cells, p_2_edges, np.random.default_rng(seed))
+    runtime.write_csv(table, localised)
+    runtime.write_csv(p_2_table, by_p_2)
+    gains = localised[localised["quantity"] == "gain"]
+    means = gains[(gains["target"] == "mean") & (gains["explainer"] == "mean") & (gains["mass"] == "evidence")]
+    headlines = means.groupby("contrast")["value"].mean().to_dict()
+    control = gains[gains["explainer"] == "gaussian"]["value"]
+    headlines |= {"gaussian": control.mean()} if len(control) else {}
+    runtime.write_metrics(metrics, {"gain": headlines, "n_images": max(localised["n_images"], default=0)})
+
+
+@command(networks_, folder_, seed_, option("--blocks-table"))
+def transformers(networks, folder, seed, blocks_table, table, metrics):
+    """Variants of Vision Transformers' maps by p_2 and by block; headlines are of ambiguous images."""
+    cells = runtime.read_cells(folder, networks)
+    compared = tables.transformers(cells, np.random.default_rng(seed))
+    runtime.write_csv(table, compared)
+    runtime.write_csv(blocks_table, tables.transformer_blocks(cells, np.random.default_rng(seed)))
+    named = {"between": "t1_t2_correlation", "gain_margin": "gain_margin"}
+    shown = compared[(compared["p_2"] == tables.BINS[0]) & compared["quantity"].isin(list(named))]
+    shown = shown[shown["variant"] != "standard"].assign(name=lambda rows: rows["quantity"].map(named))
+    names = shown["name"] + "_" + shown["variant"]
+    runtime.write_metrics(metrics, tables.nested(shown.groupby(["explainer", names])["value"].mean()))
+
+
+@command(
+    several("--perturbed"), several("--masked"), seed_, option("--perturbation-folder"), option("--masking-folder"),
+    option("--localisation-folder"), option("--published-perturbation"), option("--published-table"),
+)  # fmt: skip
+def claims(
+    perturbed, masked, seed, perturbation_folder, masking_folder, localisation_folder, table, metrics, **printed
+):
+    """Every margin of the review's claims, each network's too, and the verdicts."""
+    rng = np.random.default_rng(seed)
+    changes, masks = runtime.read_cells(perturbation_folder, perturbed), runtime.read_cells(masking_folder, masked)
+    localised = runtime.read_cells(localisation_folder, masked)
+    margins = judged.perturbation_margins(changes, pd.read_csv(printed["published_perturbation"]), rng)
+    margins += judged.masking_margins(masks, pd.read_csv(printed["published_table"]), rng)
+    margins += judged.localisation_margins(localised, rng)
+    runtime.write_metrics(metrics, judged.verdicts(margins))
+    runtime.write_csv(table, pd.DataFrame(margins))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The machine is what its settings say, and the rest found out; files are whole or not there, and the same twice."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cxlib import runtime
+
+CORES = len(os.sched_getaffinity(0))
+
+# --- the machine ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_open_is_found_out():
+    found = runtime.machine({"CXLIB_DEVICE": "cpu", "HOME": "/root"})
+    assert found == runtime.Machine("cpu", threads=CORES, processes=1, workers=1, batch_size=16, nodes=1)
+    assert runtime.machine({}).device == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_has_larger_batches_and_more_that_decode_for_it():
+    found = runtime.machine({"CXLIB_DEVICE": "cuda"})
+    assert (found.device, found.batch_size, found.workers) == ("cuda", 64, 4)
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(1, CORES), (2, max(1, CORES // 2)), (10 * CORES, 1)])
+def test_processes_share_the_cores_and_none_is_without_a_thread(processes, threads):
+    found = runtime.machine({"CXLIB_DEVICE": "cpu", "CXLIB_PROCESSES": str(processes)})
+    assert (found.processes, found.threads) == (processes, threads)
+
+
+def test_what_is_given_is_taken():
+    given = runtime.Machine("cpu", 3, 2, 0, 5, 4, "node-1:29500", "srun -N 4")
+    assert runtime.machine({f"CXLIB_{name.upper()}": str(value) for name, value in vars(given).items()}) == given
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [
+        *((name, value, 0) for name in ("THREADS", "BATCH_SIZE") for value in ("-1", "two", "1.5", "", "1 2")),
+        *((name, value, 1) for name in ("PROCESSES", "NODES") for value in ("0", "-2", "auto", "--1")),
+        *(("WORKERS", value, -1) for value in ("-2", "--1", "-", "1e3")),
+    ],
+)
+def test_a_number_that_is_none_or_too_small_is_named_with_its_variable(name, value, least):
+    with pytest.raises(ValueError) as caught:
+        runtime.machine({"CXLIB_DEVICE": "cpu", f"CXLIB_{name}": value})
+    assert str(caught.value) == f"CXLIB_{name} must be a whole number of at least {least}, got {value!r}"
+
+
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", "cpu gpu", ""])
+def test_an_unknown_device_is_named_in_one_line(name):
+    for asked in (lambda: runtime.machine({"CXLIB_DEVICE": name}), lambda: runtime.device(name)):
+        with pytest.raises(ValueError) as caught:
+            asked()
+        assert str(caught.value).startswith(f"device {name!r} is not available here (")
+        assert "\n" not in str(caught.value)
+
+
+def test_nodes_need_a_place_to_meet():
+    with pytest.raises(ValueError, match="CXLIB_NODES needs CXLIB_RENDEZVOUS, the HOST:PORT of one of them"):
+        runtime.machine({"CXLIB_DEVICE": "cpu", "CXLIB_NODES": "2"})
+    assert runtime.machine({"CXLIB_DEVICE": "cpu", "CXLIB_NODES": "2", "CXLIB_RENDEZVOUS": "a:1"}).rendezvous == "a:1"
+
+
+def test_what_computed_is_said_in_words():
+    words = runtime.computed_by(torch.device("cpu"))
+    assert words == f"cpu {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def left_over(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_json_is_sorted_and_has_six_digits(tmp_path):
+    content = {"b": 1 / 3, "a": {"z": np.float64(123456.789), "y": np.int64(7), "x": np.bool_(True), "w": "text"}}
+    runtime.write_json(tmp_path / "new" / "m.json", content)
+    text = (tmp_path / "new" / "m.json").read_text()
+    assert text.endswith("}\n")
+    assert json.loads(text) == {"a": {"w": "text", "x": True, "y": 7, "z": 123457.0}, "b": 0.333333}
+    keys = [line.split('"')[1] for line in text.splitlines() if ":" in line]
+    assert keys == ["a", "w", "x", "y", "z", "b"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.float64("nan"), float("inf"), np.float32("-inf")])
+def test_json_refuses_what_is_no_number(tmp_path, value):
+    with pytest.raises(ValueError):
+        runtime.write_json(tmp_path / "m.json", {"a": {"b": value}})
+    assert left_over(tmp_path) == []
+
+
+def test_metrics_have_five_decimals_at_any_depth(tmp_path):
+    """What a different order of summation leaves behind must not show in a diff of metrics, not even as a sign."""
+    numbers = {"third": -1 / 3, "dust": np.float32(4.9e-6), "minus dust": -1e-9, "large": 123456.789}
+    runtime.write_metrics(tmp_path / "m.json", {"claim": {"holds": np.bool_(True), "n": np.int64(7), **numbers}})
+    text = (tmp_path / "m.json").read_text()
+    shown = {"third": -0.33333, "dust": 0.0, "minus dust": 0.0, "large": 123457.0}
+    assert json.loads(text) == {"claim": {"holds": True, "n": 7, **shown}}
+    assert "-0.0," not in text
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        runtime.write_metrics(tmp_path / "nan.json", {"a": {"b": float("nan")}})
+    assert left_over(tmp_path) == ["m.json"]
+
+
+def test_csv_has_six_digits_and_unix_lines(tmp_path):
+    runtime.write_csv(tmp_path / "t.csv", pd.DataFrame({"a": ["x", "y"], "b": [1 / 3, np.nan]}))
+    assert (tmp_path / "t.csv").read_bytes() == b"a,b\nx,0.333333\ny,\n"
+
+
+def test_arrays_have_the_same_bytes_twice(tmp_path, monkeypatch):
+    cell = {"changes": np.random.default_rng(0).random((3, 4)), "names": np.array(["a", "bc"]), "n": np.array(7)}
+    runtime.write_arrays(tmp_path / "one.npz", **cell)
+    later = time.time() + 10_000  # a zip archive holds times
+    monkeypatch.setattr(time, "time", lambda: later)
+    runtime.write_arrays(tmp_path / "other.npz", **cell)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
+    with np.load(tmp_path / "one.npz") as loaded:
+        assert set(loaded) == set(cell)
+        for name, array in cell.items():
+            np.testing.assert_array_equal(loaded[name], array)
+
+
+def write_file(path, text):
+    path.write_text(text)
+
+
+def write_folder(path, text):
+    path.mkdir()
+    (path / "inner").write_text(text)
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_failure_leaves_nothing_behind(tmp_path, write):
+    with pytest.raises(KeyboardInterrupt), runtime.atomic(tmp_path / "out.x") as partial:
+        write(partial, "half")
+        raise KeyboardInterrupt
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_failure_keeps_what_was_there(tmp_path, write):
+    with runtime.atomic(tmp_path / "out.x") as partial:
+        write(partial, "old")
+    before = left_over(tmp_path)
+    with pytest.raises(ValueError), runtime.atomic(tmp_path / "out.x") as partial:
+        write(partial, "half")
+        raise ValueError
+    assert left_over(tmp_path) == before
+    read = tmp_path / "out.x"
+    assert (read / "inner" if read.is_dir() else read).read_text() == "old"
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_success_replaces_what_was_there(tmp_path, write):
+    for text in ("old", "new"):
+        with runtime.atomic(tmp_path / "out.x") as partial:
+            write(partial, text)
+            if write is write_folder:
+                (partial / text).touch()
+            assert partial.suffix == ".x"  # matplotlib and numpy choose a format by the suffix
+    read = tmp_path / "out.x"
+    if write is write_folder:
+        assert left_over(tmp_path) == ["out.x", "out.x/inner", "out.x/new"]
+    assert (read / "inner" if read.is_dir() else read).read_text() == "new"
+
+
+def test_cells_no_longer_asked_for_are_removed(tmp_path):
+    for name in ("resnet18", "alexnet", "resnet50.a1_in1k"):
+        runtime.write_arrays(tmp_path / f"{name}.npz", a=np.array([len(name)]))
+    (tmp_path / "notes.txt").touch()
+    cells = runtime.read_cells(tmp_path, ["resnet50.a1_in1k", "alexnet"])
+    assert list(cells) == ["resnet50.a1_in1k", "alexnet"]
+    assert cells["alexnet"]["a"] == 7
+    assert left_over(tmp_path) == ["alexnet.npz", "notes.txt", "resnet50.a1_in1k.npz"]
+
+
+DAMAGED = {
+    "missing": None,
+    "empty": b"",
+    "text": b"network,change\n",
+    "truncated": ...,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_missing_or_damaged_cell_is_named_and_nothing_is_removed(tmp_path, damage):
+    for name in ("resnet18", "googlenet", "alexnet"):
+        runtime.write_arrays(tmp_path / f"{name}.npz", a=np.random.default_rng(0).random(1000))
+    alexnet = tmp_path / "alexnet.npz"
+    content = alexnet.read_bytes()[:-600] if DAMAGED[damage] is ... else DAMAGED[damage]
+    alexnet.unlink() if content is None else alexnet.write_bytes(content)
+    before = left_over(tmp_path)
+    with pytest.raises(ValueError, match=r"alexnet\.npz"):
+        runtime.read_cells(tmp_path, ["resnet18", "alexnet"])
+    assert left_over(tmp_path) == before
+
+
+def test_an_array_that_a_file_does_not_hold_is_named_with_it(tmp_path):
+    runtime.write_arrays(tmp_path / "resnet18.npz", changes=np.array([1]))
+    with pytest.raises(ValueError, match=r"resnet18\.npz holds no array 'zero_share'"):
+        runtime.read_arrays(tmp_path / "resnet18.npz")["zero_share"]
