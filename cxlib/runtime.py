@@ -35,7 +35,7 @@ class Machine:
         device: auto, cpu, or cuda; `auto` takes a GPU when there is one.
         threads: of a process on a CPU; 0: its share of the cores.
         processes: how many share the batches of a stage on this machine.
-        workers: processes that decode images ahead of each of them; -1: one on a CPU, four beside a GPU.
+        workers: processes that decode images ahead of each of them; -1: one for four cores, four at most.
         batch_size: images evaluated at once; 0: 16 on a CPU, 64 on a GPU.
         nodes: machines that share the batches, each with `processes` of them.
         rendezvous: HOST:PORT of one of the nodes, where they meet.
@@ -77,12 +77,13 @@ def machine(environment: Mapping[str, str]) -> Machine:
         torch.empty(0, device=torch.device(name))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]})") from error
-    on_cpu = torch.device(name).type == "cpu"
+    on_cpu, cores = torch.device(name).type == "cpu", len(os.sched_getaffinity(0)) // asked.processes
     return replace(
         asked,
         device=name,
-        threads=asked.threads or max(1, len(os.sched_getaffinity(0)) // asked.processes),
-        workers=asked.workers if asked.workers >= 0 else 1 if on_cpu else 4,
+        threads=asked.threads or max(1, cores),
+        # Two cores that compute would be slowed down by a third process: mini by a fifth.
+        workers=asked.workers if asked.workers >= 0 else min(4, cores // 4),
         batch_size=asked.batch_size or (16 if on_cpu else 64),
     )
 

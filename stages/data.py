@@ -32,11 +32,6 @@ def place(function):
     return option("--path")(option("--out")(function))
 
 
-def archive(function):
-    """The options of one that is downloaded."""
-    return option("--archives")(option("--url")(option("--md5")(function)))
-
-
 @main.command(cls=Stage)
 @place
 @option("--species-per-family", int)
@@ -52,22 +47,21 @@ def synthbirds(path, out, **settings):
             species.generate(partial, **settings)
 
 
-@main.command(cls=Stage)
-@place
-@archive
-def cub(path, out, archives, url, md5):
-    """Download CUB-200-2011 and unpack it; run it again to go on after an interruption."""
-    if not is_taken(path, out):
-        click.echo(f"{out} is complete: {fetch.cub_200_2011(out, archives, url, md5)} images")
+def downloaded(name, get):
+    """The command of a data set that is downloaded; an interrupted one goes on."""
+
+    @main.command(name, cls=Stage, help=f"{(get.__doc__ or '').partition(';')[0]}.")
+    @place
+    @option("--archives")
+    @option("--url")
+    @option("--md5")
+    def command(path, out, archives, url, md5):
+        if not is_taken(path, out):
+            click.echo(f"{out} is complete: {get(out, archives, url, md5)} images")
 
 
-@main.command(cls=Stage)
-@place
-@archive
-def food101(path, out, archives, url, md5):
-    """Download Food-101 and unpack it; run it again to go on after an interruption."""
-    if not is_taken(path, out):
-        click.echo(f"{out} is complete: {fetch.food_101(out, archives, url, md5)} images")
+downloaded("cub", fetch.cub_200_2011)
+downloaded("food101", fetch.food_101)
 
 
 @main.command(cls=Stage)

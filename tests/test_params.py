@@ -348,7 +348,9 @@ def asked(cmd, scope):
         word = todo.pop(0)
         if word.startswith("--"):
             options[word[2:]] = INTERPOLATION.sub(lambda found: str(at(scope, found[1])), todo.pop(0))
-        elif isinstance(value := at(scope, INTERPOLATION.fullmatch(word)[1]), dict):
+        elif (found := INTERPOLATION.fullmatch(word)) is None:
+            words.append(word)
+        elif isinstance(value := at(scope, found[1]), dict):
             assert not options.keys() & value.keys(), f"{cmd} gives an option twice"
             options |= value
         else:
@@ -630,7 +632,7 @@ def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
         "cxlib/taps.py",
         "cxlib/contrasts.py",
         "stages/figure.py",
-        "stages/claims.py",
+        "stages/table.py",
     ],
 )
 def test_editing_what_explains_and_reports_trains_and_paints_nothing(mini, file):

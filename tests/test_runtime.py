@@ -18,14 +18,14 @@ CORES = len(os.sched_getaffinity(0))
 
 def test_what_is_left_open_is_found_out():
     found = runtime.machine({"CXLIB_DEVICE": "cpu", "HOME": "/root"})
-    assert found == runtime.Machine("cpu", threads=CORES, processes=1, workers=1, batch_size=16, nodes=1)
+    assert found == runtime.Machine("cpu", threads=CORES, processes=1, workers=min(4, CORES // 4), batch_size=16, nodes=1)
     assert runtime.machine({}).device == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_has_larger_batches_and_more_that_decode_for_it():
     found = runtime.machine({"CXLIB_DEVICE": "cuda"})
-    assert (found.device, found.batch_size, found.workers) == ("cuda", 64, 4)
+    assert (found.device, found.batch_size, found.workers) == ("cuda", 64, min(4, CORES // 4))
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(1, CORES), (2, max(1, CORES // 2)), (10 * CORES, 1)])

@@ -60,3 +60,17 @@ def test_log_odds_tell_probabilities_apart_that_both_round_to_one():
     p = logits[2].double().softmax(-1)[2]
     expected = [40 - math.log(2), 60 - math.log(2), math.log(p / (1 - p))]
     torch.testing.assert_close(odds, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon must be finite and > 0"),
+        ({"n_iterations": 0}, "n_iterations >= 1"),
+        ({"targets": torch.zeros(4, 2, dtype=torch.long)}, "targets must be"),
+    ],
+)
+def test_what_is_no_perturbation_is_refused(flat, images, targets, wrong, message):
+    arguments = {"targets": targets, "path": "weighted", "epsilon": 0.01, "n_iterations": 2} | wrong
+    with pytest.raises(ValueError, match=message):
+        follow(flat, images, **arguments)

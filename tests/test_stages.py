@@ -711,8 +711,12 @@ def test_transformer_headlines_are_rows_of_the_table_on_ambiguous_images(pipelin
     metrics = headlines(pipeline.folder, "vit")
     assert set(metrics) == {"vit_gradcam", "attention_rollout"}
     for explainer, shown in metrics.items():
-        assert set(shown) == {"gain_margin", "t1_t2_correlation_contrastive", "t1_t2_correlation_without_relu"}
-        assert shown["gain_margin"] == within(table[explainer, "gain_margin", "contrastive"])
+        assert set(shown) == {
+            "gain_margin_contrastive",
+            "t1_t2_correlation_contrastive",
+            "t1_t2_correlation_without_relu",
+        }
+        assert shown["gain_margin_contrastive"] == within(table[explainer, "gain_margin", "contrastive"])
         for variant in ("contrastive", "without_relu"):
             correlation = table[explainer, "between", variant]
             assert shown[f"t1_t2_correlation_{variant}"] == within(correlation)
@@ -1261,8 +1265,11 @@ def test_what_a_stage_does_not_take_is_named(here, name, more, named):
     assert contents(here.folder) == before
 
 
-@pytest.mark.parametrize(("script", "known"), [("stages/figure.py", "figure_1_2"), ("stages/data.py", "synthbirds")])
-def test_figures_and_data_sets_are_asked_for_by_name(tmp_path, monkeypatch, script, known):
+@pytest.mark.parametrize(
+    ("script", "known"),
+    [("stages/figure.py", "figure_1_2"), ("stages/data.py", "synthbirds"), ("stages/table.py", "transformers")],
+)
+def test_figures_tables_and_data_sets_are_asked_for_by_name(tmp_path, monkeypatch, script, known):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(command(script), ["nonsense"])
     assert isinstance(result.exception, SystemExit), repr(result.exception)

@@ -19,8 +19,10 @@ from torchvision.transforms import InterpolationMode, v2
 
 from cxlib import networks, runtime
 from cxlib.datasets import images
+from cxlib.runs import Ranks
 from cxlib.synthbirds.species import generate
-from cxlib.training.fine_tune import AUGMENTATIONS, SCHEDULES, Recipe, fine_tune
+from cxlib.training import fine_tune as training
+from cxlib.training.fine_tune import AUGMENTATIONS, BATCH_NORM, SCHEDULES, Recipe, fine_tune, predict
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -48,6 +50,12 @@ def train(samples, recipe, name="vgg16_bn_narrow", workers=0, seed=0):
     """A fresh network after training, and its losses."""
     network = fresh(name)
     return network, [epoch.loss for epoch in fine_tune(network, samples, recipe, SIZE, workers, seed)]
+
+
+def augmented(samples, name, size, epoch=0, seed=0):
+    """All images of an epoch as a training sees them, and their labels."""
+    images = training._Augmented(samples, name, size, seed)
+    return images.load([(epoch, index) for index in range(len(samples))])
 
 
 def assert_same_weights(one, other):
@@ -78,9 +86,9 @@ def test_loss_is_the_mean_over_images_of_the_cross_entropy(birds):
     """With a learning rate of zero and frozen statistics every image meets the same network."""
     still = recipe(epochs=1, learning_rate=0.0, momentum=0.0, weight_decay=0.0, batch_norm="frozen", batch_size=6)
     network, (loss,) = train(birds, still)  # 16 images: batches of 6, 6 and 4
-    items = fine_tune._Augmented(birds, "light", SIZE, seed=0)
-    x, labels = zip(*(items[0, index] for index in range(len(birds))))
-    expected = nn.functional.cross_entropy(network(torch.stack(x)), torch.tensor(labels))
+    x, labels = augmented(birds, "light", SIZE)
+    assert labels.tolist() == list(birds.labels)
+    expected = nn.functional.cross_entropy(network(x), labels)
     assert loss == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -108,7 +116,7 @@ def test_callers_random_state_is_untouched(birds, workers):
 
 
 def test_every_epoch_sees_every_image_once_in_another_order():
-    orders = [fine_tune._epoch_order(10, 4, seed=0, epoch=epoch) for epoch in (0, 1)]
+    orders = [training._epoch_order(10, 4, seed=0, epoch=epoch) for epoch in (0, 1)]
     for epoch, order in enumerate(orders):
         assert [len(batch) for batch in order] == [4, 4, 2]
         assert sorted(item for batch in order for item in batch) == [(epoch, index) for index in range(10)]
@@ -219,7 +227,7 @@ def test_divergence_in_the_very_last_step_shows_in_the_prediction(birds):
     assert np.isfinite(losses).all()
     x, _ = images.load(birds, range(2), images.preprocessing(SIZE, crop=False))
     with pytest.raises(FloatingPointError, match="not finite"):
-        fine_tune.predict(network, [x])
+        predict(network, [x])
 
 
 @pytest.mark.parametrize("field", ["schedule", "augmentation", "batch_norm", "precision"])
@@ -227,7 +235,7 @@ def test_unknown_name_lists_the_choices(birds, field):
     known = {
         "schedule": SCHEDULES,
         "augmentation": AUGMENTATIONS,
-        "batch_norm": fine_tune.BATCH_NORM,
+        "batch_norm": BATCH_NORM,
         "precision": runtime.PRECISIONS,
     }[field]
     with pytest.raises(ValueError, match=f"'nonsense'.*{', '.join(known)}"):
@@ -300,21 +308,23 @@ def test_three_ranks_train_the_network_that_one_trains(runs_of_their_own, name):
 
 
 OPTIONS = {
-    "network": "mobilenet_v3_small", "weights": "random", "weights_path": "none", "image_size": 32, "crop": False,
-    "epochs": 2, "batch_size": 7, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "one_cycle",
-    "clip": 1, "augmentation": "light", "batch_norm": "fast", "precision": "float32", "workers": 0, "device": "cpu",
-    "threads": 1, "seed": 0, "out": "network.pt", "report": "report.npz", "curves": "curves",
+    "architecture": "mobilenet_v3_small", "weights": "random", "weights_path": "none", "image_size": 32, "epochs": 2,
+    "batch_size": 7, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "one_cycle", "clip": 1,
+    "augmentation": "light", "batch_norm": "fast", "precision": "float32", "seed": 0, "out": "network.pt",
+    "report": "report.npz", "curves": "curves",
 }  # fmt: skip
 
 
-def stage(folder, birds, *launcher):
-    """The stage itself as a process in a folder of its own."""
+def stage(folder, birds, processes=1):
+    """The stage itself as a process in a folder of its own, which may share its work among others."""
     folder.mkdir(exist_ok=True)
     options = OPTIONS | {"data": birds.paths[0].parents[2]}
-    words = [str(word) for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-    command = [sys.executable, *launcher, ROOT / "stages" / "finetune.py", *words]
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    command = [sys.executable, ROOT / "stages" / "train.py", "--no-crop", *words]
+    machine = {"DEVICE": "cpu", "THREADS": 1, "WORKERS": 0, "PROCESSES": processes}
+    environment = ENVIRONMENT | {f"CXLIB_{name}": str(value) for name, value in machine.items()}
     return subprocess.Popen(
-        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -330,7 +340,7 @@ def files(folder):
 
 def test_stage_goes_on_after_a_kill_and_shares_its_work_among_ranks(birds, tmp_path):
     whole, killed = (stage(tmp_path / name, birds) for name in ("whole", "killed"))
-    while killed.poll() is None and not list(tmp_path.glob("killed/.resume/finetune/*/test_1/*.npz")):
+    while killed.poll() is None and not list(tmp_path.glob("killed/.resume/train/*/test_1/*.npz")):
         time.sleep(0.01)
     killed.kill()
     killed.communicate()
@@ -338,7 +348,7 @@ def test_stage_goes_on_after_a_kill_and_shares_its_work_among_ranks(birds, tmp_p
     assert not (tmp_path / "killed" / "network.pt").exists()
     again = stage(tmp_path / "killed", birds)
     printed = succeed(whole)
-    shared = stage(tmp_path / "shared", birds, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    shared = stage(tmp_path / "shared", birds, processes=2)
     assert succeed(again) == printed
     expected = files(tmp_path / "whole")
     assert expected.keys() >= {"network.pt", "report.npz"}
@@ -348,7 +358,9 @@ def test_stage_goes_on_after_a_kill_and_shares_its_work_among_ranks(birds, tmp_p
     assert succeed(shared).count("test accuracy") == 1
     assert files(tmp_path / "shared").keys() == expected.keys()
     with np.load(tmp_path / "whole" / "report.npz") as one, np.load(tmp_path / "shared" / "report.npz") as two:
-        for name in one:
+        assert two.keys() == one.keys() == {"probabilities", "labels", "losses", "accuracies", "computed_by"}
+        assert two["computed_by"] == one["computed_by"]
+        for name in one.keys() - {"computed_by"}:
             np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4)
 
 
@@ -358,23 +370,30 @@ def test_stage_goes_on_after_a_kill_and_shares_its_work_among_ranks(birds, tmp_p
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("size", [32, 20])
 def test_augmented_images_keep_shape_and_range(birds, name, size):
-    items = fine_tune._Augmented(birds, name, size, seed=0)
-    augmented = [items[epoch, index][0] for epoch in range(3) for index in range(len(birds))]
-    assert {image.shape for image in augmented} == {(3, size, size)}
-    assert {image.dtype for image in augmented} == {torch.float32}
-    assert min(image.min() for image in augmented) >= 0
-    assert max(image.max() for image in augmented) <= 1
-    assert max(image.max() for image in augmented) > 0.5
+    for epoch in range(3):
+        x, labels = augmented(birds, name, size, epoch)
+        assert (x.shape, x.dtype, labels.dtype) == ((len(birds), 3, size, size), torch.float32, torch.int64)
+        assert x.min() >= 0
+        assert 0.5 < x.max() <= 1
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentation_is_a_function_of_seed_epoch_and_image(birds, name):
-    items = fine_tune._Augmented(birds, name, SIZE, seed=0)
-    first = items[0, 3][0]
+    first, _ = augmented(birds, name, SIZE)
     torch.rand(7)
-    assert torch.equal(items[0, 3][0], first)
-    assert not torch.equal(items[1, 3][0], first)
-    assert not torch.equal(fine_tune._Augmented(birds, name, SIZE, seed=1)[0, 3][0], first)
+    assert torch.equal(augmented(birds, name, SIZE)[0], first)
+    for other in (augmented(birds, name, SIZE, epoch=1), augmented(birds, name, SIZE, seed=1)):
+        assert all(not torch.equal(image, before) for image, before in zip(other[0], first))
+    alone, label = training._Augmented(birds, name, SIZE, seed=0).load([(0, 3)])
+    assert torch.equal(alone, first[3:4])
+    assert label.tolist() == [birds.labels[3]]
+
+
+def test_a_share_without_images_is_a_batch_of_none(birds):
+    """As that of the last rank, when the last batch has fewer images than there are ranks."""
+    x, labels = training._Augmented(birds, "light", SIZE, seed=0).load([])
+    assert (x.shape, x.dtype) == ((0, 3, SIZE, SIZE), torch.float32)
+    assert (labels.shape, labels.dtype) == ((0,), torch.int64)
 
 
 def test_published_augmentation_has_the_reviews_settings():
@@ -412,7 +431,21 @@ def test_predicted_probabilities_are_the_softmax_of_the_logits(birds):
     network = fresh()
     transform = images.preprocessing(SIZE, crop=False)
     x, _ = images.load(birds, range(5), transform)
-    p = fine_tune.predict(network, x.split(2))
+    p = predict(network, x.split(2))
     assert (p.shape, p.dtype) == ((5, 8), torch.float64)
     assert_close(p.sum(1), torch.ones(5, dtype=torch.float64))
     assert_close(p, network(x).double().softmax(-1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_test_gives_every_images_probabilities_whoever_decodes_them(birds, tmp_path, workers):
+    """In the images' order, and once: what was computed stays until it is asked for after one more epoch."""
+    network, transform = fresh(), images.preprocessing(SIZE, crop=False)
+    p = training.test(network, birds, transform, 5, Ranks(), tmp_path, workers, 1)
+    x, _ = images.load(birds, range(len(birds)), transform)
+    np.testing.assert_allclose(p, network(x).double().softmax(-1), rtol=1e-5, atol=1e-6)
+    again = training.test(fresh("squeezenet1_1"), birds, transform, 5, Ranks(), tmp_path, workers, 1)
+    assert np.array_equal(again, p)
+    other = training.test(fresh("squeezenet1_1"), birds, transform, 5, Ranks(), tmp_path, workers, 2)
+    assert not np.allclose(other, p)
+    assert [path.name for path in tmp_path.iterdir()] == ["test_2"]
