@@ -1,6 +1,6 @@
-"""How long would a profile take on this machine? Runs the pipeline on a few painted images, and extrapolates by counts.
+"""How long would a profile take on this machine? Runs it on a few painted images, and extrapolates by counts; no stage.
 
-`python stages/estimate.py profile=paper` needs no data and no weights: both are made up. It is no stage.
+`python stages/estimate.py profile=paper` needs neither data nor weights: both are made up.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from cxlib.synthbirds import species
 ROOT = Path(__file__).parents[1]
 #: Images to train on and to test on, and bytes with the archive, of data sets that are not there yet.
 PUBLISHED = {"cub": (5994, 5794, 2.4e9), "food101": (75_750, 25_250, 10e9), "imagenet": (0, 50_000, 13e9)}
-#: Share of test images with a second class above the threshold, where no limit says how many are explained.
-AMBIGUOUS = 0.3
+#: Assumed share of test images with a second class above the threshold, where no limit says how many are explained.
+AMBIGUOUS = 0.5
 #: Share of all masks that differ on a trained network (measured); on made-up weights many hide the same pixels.
 DISTINCT = 0.94
-#: Seconds of DVC's own bookkeeping, a stage.
+#: Seconds of DVC's own bookkeeping, a stage (measured).
 BOOKKEEPING = 0.5
 
 
@@ -44,19 +44,6 @@ def module(path):
     return loaded
 
 
-def made_up(folder, name, n_images):
-    """A folder of painted birds that is read as the data set is."""
-    side = 128 if name == "synthbirds" else 400
-    species.generate(folder, species_per_family=2, train_per_species=n_images, test_per_species=n_images,
-                     image_size=side, ambiguity=0.0, seed=0)  # fmt: skip
-    if name == "imagenet":
-        painted = sorted((folder / "images").rglob("*.jpg"))
-        (folder / "val" / "n01440764").mkdir(parents=True)
-        for path in painted:
-            path.rename(folder / "val" / "n01440764" / path.name)
-        (folder / "images.txt").unlink()
-
-
 def counts(name, entry):
     """How many images a data set has to train on and to test on, and its bytes."""
     with contextlib.suppress(ValueError, OSError):
@@ -64,92 +51,143 @@ def counts(name, entry):
         return *sizes, sum(file.stat().st_size for file in Path(entry["path"]).rglob("*") if file.is_file())
     if name in PUBLISHED:
         return PUBLISHED[name]
-    options = entry["options"]
-    n_species = 4 * options["species_per_family"]
-    return n_species * options["train_per_species"], n_species * options["test_per_species"], 5e7
+    n_species = 4 * entry["species_per_family"]
+    n_train, n_test = (n_species * entry[f"{side}_per_species"] for side in ("train", "test"))
+    return n_train, n_test, 3 * (n_train + n_test) * entry["image_size"] ** 2
+
+
+def made_up(folder, name, per_species):
+    """A folder of painted birds, eight species, that is read as the data set is; the seconds of an image."""
+    begun, side = time.perf_counter(), 128 if name == "synthbirds" else 400
+    counted = {"train_per_species": per_species, "test_per_species": per_species}
+    species.generate(folder, species_per_family=2, image_size=side, ambiguity=0.0, seed=0, **counted)
+    if name == "imagenet":
+        (folder / "val" / "n01440764").mkdir(parents=True)
+        for path in sorted((folder / "images").rglob("*.*"))[: 8 * per_species]:
+            path.rename(folder / "val" / "n01440764" / path.name)
+        for file in folder.glob("*.txt"):
+            file.unlink()
+    return (time.perf_counter() - begun) / (16 * per_species)
 
 
 def option(words, name, value=None):
     """An option's value in a command line; with a value, the command line with this one in its place."""
-    place = words.index(name) + 1 if name in words else None
-    if value is None:
-        return words[place] if place else None
-    return words if place is None else [*words[:place], str(value), *words[place + 1 :]]
+    if name not in words:
+        return words if value is not None else 0
+    place = words.index(name) + 1
+    return words[place] if value is None else [*words[:place], str(value), *words[place + 1 :]]
 
 
-def passed(stages, params, folder, per_species, n_images):
-    """Seconds of every stage in this process, on so many images, and what it wrote in bytes; in the folder."""
-    for name in params["data"]:
-        made_up(folder / "data" / "sets" / name, name, per_species)
+def passed(stages, params, folder, n_images, epochs):
+    """Seconds of every stage in this process on 8, 16, … images, and the bytes that it wrote there."""
+    painting = {name: made_up(folder / "data" / "sets" / name, name, n_images // 8) for name in params["data"]}
     shutil.copytree(ROOT / "data" / "reference", folder / "data" / "reference")
-    seconds, written = {}, {}
+    places = {entry["path"]: f"data/sets/{name}" for name, entry in params["data"].items()}
+    seconds, written = {f"data@{name}": value for name, value in painting.items()}, {}
     with contextlib.chdir(folder):
         for stage in runtime.progress(stages, f"{n_images} images", "stage"):
             _, script, *words = shlex.split(stage.cmd)
-            for entry, name in ((entry, name) for name, entry in params["data"].items()):
-                words = [f"data/sets/{name}" if word == entry["path"] else word for word in words]
-            changes = {"--weights": "random", "--max_images": n_images, "--max_images_below": n_images, "--threshold": 0}
-            changes |= {"--epochs": min(1, int(option(words, "--epochs") or 0))}
-            for name, value in changes.items():
+            words = [places.get(word, word) for word in words]
+            changes = {
+                "--weights": "random",
+                "--max_images": n_images,
+                "--max_images_below": n_images,
+                "--threshold": 0,
+            }
+            for name, value in (changes | {"--epochs": min(epochs, int(option(words, "--epochs")))}).items():
                 words = option(words, name, value)
             begun = time.perf_counter()
-            if not script.endswith("/data.py"):
+            if not script.endswith("data.py"):
                 with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                     module(ROOT / script).main.main(words, standalone_mode=False)
-            seconds[stage.name] = time.perf_counter() - begun
+                seconds[stage.name] = time.perf_counter() - begun
             outs = [Path(out.def_path) for out in stage.outs]
             written[stage.name] = sum(out.stat().st_size for out in outs if out.is_file())
     return seconds, written
 
 
-def started(script):
-    """Seconds that a process of a stage takes before it works."""
-    begun = time.perf_counter()
-    subprocess.run([sys.executable, script, "--help"], check=True, capture_output=True)
-    return time.perf_counter() - begun + BOOKKEEPING
+def work(stage, words, sizes, per_image, test):
+    """Images of a stage, and seconds for all of them.
 
-
-def units(stage, words, params, sizes, per_image, forward):
-    """What a stage takes for its own number of images: seconds, and a word on the count it rests on."""
-    data = next((name for name, entry in params["data"].items() if entry["path"] in words), None)
-    n_train, n_test = sizes[data][:2] if data else (0, 0)
-    limit = int(option(words, "--max_images") or 0)
+    Args:
+        stage: its name.
+        words: its command line.
+        sizes: images to train on and to test on.
+        per_image: measured seconds; of a training the test and the training step.
+        test: seconds of an image in its network's test, as an image behind a mask takes at least.
+    """
+    n_train, n_test = sizes
+    limit, below = int(option(words, "--max_images")), int(option(words, "--max_images_below"))
     kind = stage.partition("@")[0]
+    if kind == "data":
+        return n_train + n_test, (n_train + n_test) * per_image
     if kind == "train":
         epochs = int(option(words, "--epochs"))
-        return epochs * n_train * per_image[1] + max(1, epochs) * n_test * per_image[0], f"{epochs} x {n_train} + {n_test} images"
-    if kind in ("perturb", "saturate", "gradient_norms"):
-        n = min(limit or n_test, n_test)
-        return n * per_image, f"{n} images"
+        n = epochs * n_train, max(1, epochs) * n_test
+        return sum(n), n[0] * per_image[1] + n[1] * per_image[0]
     if kind in ("mask", "localise", "vit"):
-        below = int(option(words, "--max_images_below"))
         n = round(min(limit or n_test, AMBIGUOUS * n_test) + min(below or n_test, (1 - AMBIGUOUS) * n_test))
         n_masks = DISTINCT * 4 * words.count("--baselines") * words.count("--rules")
         n_masks *= 6 if kind == "vit" else words.count("--explainers") * words.count("--contrasts")
-        return n * max(per_image, n_masks * forward), f"{n} images"
-    return 0, ""
+        return n, n * max(per_image, n_masks * test)
+    n = min(limit or n_test, n_test) if kind in ("perturb", "saturate", "gradient_norms") else 0
+    return n, n * per_image
+
+
+def started(script):
+    """Seconds that a process of a stage takes before it works, DVC's bookkeeping included."""
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, ROOT / "stages" / script, "--help"], check=True, capture_output=True)
+    return time.perf_counter() - begun + BOOKKEEPING
 
 
 @click.command(cls=Stage)
 @click.argument("overrides", nargs=-1)
-@click.option("--images", "n_images", default=8, show_default=True, help="Images that are timed, and twice as many.")
-def main(overrides, n_images):
+def main(overrides):
     """Print hours, memory and disk of the pipeline under Hydra's OVERRIDES, such as profile=paper, stage by stage."""
-    machine = settings()
+    settings()
     params = yaml.safe_load(module(ROOT / "conf" / "compose.py").composed(*overrides))
     sizes = {name: counts(name, entry) for name, entry in params["data"].items()}
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         shutil.copytree(ROOT / ".dvc", home / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
-        (home / "params.yaml").write_text(yaml.safe_dump(params))
+        (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         for file in ("dvc.yaml", ".dvcignore"):
             shutil.copy(ROOT / file, home / file)
-        with contextlib.chdir(home):
-            stages = list(networkx.dfs_postorder_nodes(Repo(uninitialized=False).index.graph))
-        n = (n_images, 2 * n_images)
-        (few, _), (more, written) = (passed(stages, params, home / str(m), i + 1, m) for i, m in enumerate(n))
-        start = {torch: started(ROOT / "stages" / file) for torch, file in ((True, "train.py"), (False, "claims.py"))}
-    print(few, more, start, sizes)
+        repo = Repo(home, config={"core": {"no_scm": True}})
+        stages = list(networkx.dfs_postorder_nodes(repo.index.graph))
+        (few, _), (more, written) = (passed(stages, params, home / f"{n}", n, 0) for n in (8, 16))
+        trained, _ = passed([s for s in stages if s.name.startswith("train@")], params, home / "trained", 16, 1)
+    torch_starts, table_starts = started("train.py"), started("table.py")
+    total, disk = 0.0, sum(size for *_, size in sizes.values())
+    click.echo(f"{'stage':32}{'images':>10}{'s/image':>10}{'hours':>10}")
+    for stage in stages:
+        words = shlex.split(stage.cmd)
+        data = next((name for name, entry in params["data"].items() if entry["path"] in words), "")
+        n_train, n_test, _ = sizes.get(data, (0, 0, 0))
+        slope = max(0.0, (more[stage.name] - few[stage.name]) / 8)
+        fixed = max(0.0, more[stage.name] - 16 * slope)
+        per_image, test = slope, 0.0
+        if stage.name.startswith("data@"):
+            per_image, fixed = (few[stage.name], 0) if data == "synthbirds" else (0.0, 0)
+        if stage.name.startswith("train@"):
+            per_image = slope, max(0.0, (trained[stage.name] - more[stage.name]) / 16 - slope)
+        elif (network := f"train@{stage.name.partition('@')[2]}") in more:
+            test = max(0.0, (more[network] - few[network]) / 8)
+        n, seconds = work(stage.name, words, (n_train, n_test), per_image, test)
+        seconds += fixed + (table_starts if "/table.py" in stage.cmd or "/figure.py" in stage.cmd else torch_starts)
+        total += seconds
+        disk += written[stage.name] * (max(1, n / 16) if "@" in stage.name and "train" not in stage.name else 1)
+        click.echo(f"{stage.name:32}{n or '':>10}{seconds / n if n else 0:>10.3g}{seconds / 3600:>10.3f}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    click.echo(
+        f"{total / 3600:.2f} hours ({total / 60:.1f} minutes), {peak:.1f} GiB of memory, {2 * disk / 1e9:.1f} GB on disk"
+    )
+    told = ", ".join(f"{name} {n_train} and {n_test}" for name, (n_train, n_test, _) in sizes.items())
+    click.echo(
+        f"Images to train on and to test on: {told}. Assumed: a second class above the threshold on {AMBIGUOUS:.0%}."
+    )
+    click.echo("Downloads are not in it; disk counts DVC's cache.")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ CORES = len(os.sched_getaffinity(0))
 
 def test_what_is_left_open_is_found_out():
     found = runtime.machine({"CXLIB_DEVICE": "cpu", "HOME": "/root"})
-    assert found == runtime.Machine("cpu", threads=CORES, processes=1, workers=min(4, CORES // 4), batch_size=16, nodes=1)
+    expected = runtime.Machine("cpu", threads=CORES, processes=1, workers=min(4, CORES // 4), batch_size=16, nodes=1)
+    assert found == expected
     assert runtime.machine({}).device == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
