@@ -18,11 +18,11 @@ from pathlib import Path
 import click
 import networkx
 import yaml
-from _command import Stage, settings
+from _command import POSITIVE, Stage, settings
 from dvc.repo import Repo
 
 from cxlib import runtime
-from cxlib.datasets import images
+from cxlib.datasets.images import read
 from cxlib.synthbirds import species
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +32,8 @@ PUBLISHED = {"cub": (5994, 5794, 2.4e9), "food101": (75_750, 25_250, 10e9), "ima
 AMBIGUOUS = 0.5
 #: Share of all masks that differ on a trained network (measured); on made-up weights many hide the same pixels.
 DISTINCT = 0.94
+#: Epochs of the trainings that are timed.
+EPOCHS = 4
 #: Seconds of DVC's own bookkeeping, a stage (measured).
 BOOKKEEPING = 0.5
 
@@ -47,7 +49,7 @@ def module(path):
 def counts(name, entry):
     """How many images a data set has to train on and to test on, and its bytes."""
     with contextlib.suppress(ValueError, OSError):
-        sizes = [len(images.read(entry["path"], split)) for split in ("train", "test")]
+        sizes = [len(read(entry["path"], split)) for split in ("train", "test")]
         return *sizes, sum(file.stat().st_size for file in Path(entry["path"]).rglob("*") if file.is_file())
     if name in PUBLISHED:
         return PUBLISHED[name]
@@ -78,20 +80,20 @@ def option(words, name, value=None):
     return words[place] if value is None else [*words[:place], str(value), *words[place + 1 :]]
 
 
-def passed(stages, params, folder, n_images, epochs):
-    """Seconds of every stage in this process on 8, 16, … images, and the bytes that it wrote there."""
-    painting = {name: made_up(folder / "data" / "sets" / name, name, n_images // 8) for name in params["data"]}
+def passed(stages, params, folder, per_species, limit, epochs=0):
+    """Seconds of every stage in this process on painted images, `limit` of them explained, and the bytes it wrote."""
+    painting = {name: made_up(folder / "data" / "sets" / name, name, per_species) for name in params["data"]}
     shutil.copytree(ROOT / "data" / "reference", folder / "data" / "reference")
     places = {entry["path"]: f"data/sets/{name}" for name, entry in params["data"].items()}
     seconds, written = {f"data@{name}": value for name, value in painting.items()}, {}
     with contextlib.chdir(folder):
-        for stage in runtime.progress(stages, f"{n_images} images", "stage"):
+        for stage in runtime.progress(stages, f"{limit} images", "stage"):
             _, script, *words = shlex.split(stage.cmd)
             words = [places.get(word, word) for word in words]
             changes = {
                 "--weights": "random",
-                "--max_images": n_images,
-                "--max_images_below": n_images,
+                "--max_images": limit,
+                "--max_images_below": limit,
                 "--threshold": 0,
             }
             for name, value in (changes | {"--epochs": min(epochs, int(option(words, "--epochs")))}).items():
@@ -143,7 +145,10 @@ def started(script):
 
 @click.command(cls=Stage)
 @click.argument("overrides", nargs=-1)
-def main(overrides):
+@click.option(
+    "--images", type=POSITIVE, default=8, show_default=True, help="To explain, and twice as many; 1 on a CPU."
+)
+def main(overrides, images):
     """Print hours, memory and disk of the pipeline under Hydra's OVERRIDES, such as profile=paper, stage by stage."""
     settings()
     params = yaml.safe_load(module(ROOT / "conf" / "compose.py").composed(*overrides))
@@ -156,8 +161,9 @@ def main(overrides):
             shutil.copy(ROOT / file, home / file)
         repo = Repo(home, config={"core": {"no_scm": True}})
         stages = list(networkx.dfs_postorder_nodes(repo.index.graph))
-        (few, _), (more, written) = (passed(stages, params, home / f"{n}", n, 0) for n in (8, 16))
-        trained, _ = passed([s for s in stages if s.name.startswith("train@")], params, home / "trained", 16, 1)
+        (few, _), (more, written) = (passed(stages, params, home / f"{n}", n, n * images) for n in (1, 2))
+        training = [stage for stage in stages if int(option(shlex.split(stage.cmd), "--epochs"))]
+        trained, _ = passed(training, params, home / "trained", 2, images, EPOCHS)
     torch_starts, table_starts = started("train.py"), started("table.py")
     total, disk = 0.0, sum(size for *_, size in sizes.values())
     click.echo(f"{'stage':32}{'images':>10}{'s/image':>10}{'hours':>10}")
@@ -165,29 +171,32 @@ def main(overrides):
         words = shlex.split(stage.cmd)
         data = next((name for name, entry in params["data"].items() if entry["path"] in words), "")
         n_train, n_test, _ = sizes.get(data, (0, 0, 0))
-        slope = max(0.0, (more[stage.name] - few[stage.name]) / 8)
-        fixed = max(0.0, more[stage.name] - 16 * slope)
+        timed = 8 if stage.name.startswith("train@") else images
+        slope = max(0.0, (more[stage.name] - few[stage.name]) / timed)
+        fixed = max(0.0, more[stage.name] - 2 * timed * slope)
         per_image, test = slope, 0.0
         if stage.name.startswith("data@"):
             per_image, fixed = (few[stage.name], 0) if data == "synthbirds" else (0.0, 0)
         if stage.name.startswith("train@"):
-            per_image = slope, max(0.0, (trained[stage.name] - more[stage.name]) / 16 - slope)
+            # Trained for E epochs it is tested E times.
+            step = (trained.get(stage.name, 0) - more[stage.name]) / (16 * EPOCHS) - slope * (EPOCHS - 1) / EPOCHS
+            per_image = slope, max(0.0, step)
         elif (network := f"train@{stage.name.partition('@')[2]}") in more:
             test = max(0.0, (more[network] - few[network]) / 8)
         n, seconds = work(stage.name, words, (n_train, n_test), per_image, test)
         seconds += fixed + (table_starts if "/table.py" in stage.cmd or "/figure.py" in stage.cmd else torch_starts)
         total += seconds
-        disk += written[stage.name] * (max(1, n / 16) if "@" in stage.name and "train" not in stage.name else 1)
+        disk += written[stage.name] * (
+            max(1, n / (2 * images)) if "@" in stage.name and "train" not in stage.name else 1
+        )
         click.echo(f"{stage.name:32}{n or '':>10}{seconds / n if n else 0:>10.3g}{seconds / 3600:>10.3f}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    hours = f"{total / 3600:.2f} hours ({total / 60:.1f} minutes)"
     click.echo(
-        f"{total / 3600:.2f} hours ({total / 60:.1f} minutes), {peak:.1f} GiB of memory, {2 * disk / 1e9:.1f} GB on disk"
+        f"{hours}, {peak:.1f} GiB of memory, {2 * disk / 1e9:.1f} GB on disk with DVC's cache; downloads come on top."
     )
     told = ", ".join(f"{name} {n_train} and {n_test}" for name, (n_train, n_test, _) in sizes.items())
-    click.echo(
-        f"Images to train on and to test on: {told}. Assumed: a second class above the threshold on {AMBIGUOUS:.0%}."
-    )
-    click.echo("Downloads are not in it; disk counts DVC's cache.")
+    click.echo(f"Images to train on and to test on: {told}. Assumed to be above the threshold: {AMBIGUOUS:.0%}.")
 
 
 if __name__ == "__main__":
