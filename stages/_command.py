@@ -98,6 +98,8 @@ def launch(machine: runtime.Machine) -> None:
         command = [*shlex.split(machine.spawn), sys.executable, *sys.argv]
         sys.exit(subprocess.run(command, env=os.environ | {"CXLIB_SPAWN": ""}).returncode)
     logging.disable(logging.WARNING)  # what the launcher says of its own doings
+    # Every try has its own store: in a shared one processes find the addresses of those that died, and wait for them.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     alone = machine.nodes == 1
     config = LaunchConfig(
         min_nodes=machine.nodes,

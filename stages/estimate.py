@@ -20,6 +20,7 @@ import networkx
 import yaml
 from _command import POSITIVE, Stage, settings
 from dvc.repo import Repo
+from hydra.errors import HydraException
 
 from cxlib import runtime
 from cxlib.datasets.images import read
@@ -151,7 +152,10 @@ def started(script):
 def main(overrides, images):
     """Print hours, memory and disk of the pipeline under Hydra's OVERRIDES, such as profile=paper, stage by stage."""
     settings()
-    params = yaml.safe_load(module(ROOT / "conf" / "compose.py").composed(*overrides))
+    try:
+        params = yaml.safe_load(module(ROOT / "conf" / "compose.py").composed(*overrides))
+    except HydraException as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
     sizes = {name: counts(name, entry) for name, entry in params["data"].items()}
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
