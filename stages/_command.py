@@ -60,7 +60,9 @@ class SharedStage(Stage):
             return click.Command.invoke(self, ctx)
         except (ValueError, OSError, FloatingPointError) as error:
             if runs.is_rank() and REASON in os.environ:
-                Path(os.environ[REASON]).write_text(str(error))
+                # Whole, or not there: another rank may say the same, and be ended while it does.
+                with runtime.atomic(os.environ[REASON]) as whole:
+                    whole.write_text(str(error))
                 os.kill(os.getppid(), signal.SIGTERM)
                 sys.exit(1)
             raise click.ClickException(str(error)) from error
