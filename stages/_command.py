@@ -1,4 +1,4 @@
-"""What all stage scripts share: options, one line for bad input, the machine, and processes that share the work."""
+"""What all stage scripts share: options, one line for bad input, the machine, and several processes for one command."""
 
 import logging
 import os
@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,51 +124,6 @@ def launch(machine: runtime.Machine) -> None:
             raise ValueError(f"a process failed {RESTARTS + 1} times, see above; what was done is kept") from error
 
 
-@dataclass(frozen=True)
-class Run:
-    """One process of a stage at work.
-
-    Attributes:
-        ranks: its place among those that share the batches.
-        folder: of unfinished work, see `runs.workplace`.
-        machine: what it computes with.
-        device: the torch device.
-        computed_by: what computes, in words, to be written beside the results.
-    """
-
-    ranks: runs.Ranks
-    folder: Path
-    machine: runtime.Machine
-    device: Any
-    computed_by: str
-
-    def map(
-        self, load: Callable[..., Any], compute: Callable[..., runs.Part], indices: Sequence[int], what: str
-    ) -> list[runs.Part] | None:
-        """`runs.map_batches` with this run's batches, ranks, folder and workers."""
-        machine = self.machine
-        return runs.map_batches(
-            load, compute, indices, machine.batch_size, self.ranks, self.folder, what, machine.workers
-        )
-
-
-@contextmanager
-def running(inputs: Iterable[str | Path]) -> Iterator[Run]:
-    """The current command at work, its unfinished work in `.resume/<stage>/<fingerprint>`.
-
-    Args:
-        inputs: the files that its results depend on, beside its options, the code and the device.
-    """
-    context, machine = click.get_current_context(), settings()
-    script = Path(context.command.callback.__code__.co_filename)
-    device = runtime.device(machine.device, machine.threads)
-    options = context.params | {"device": device.type, "batch": machine.batch_size}
-    with runs.joined() as ranks:
-        folder = Path(".resume", script.stem, runs.fingerprint(options, inputs, script))
-        with runs.workplace(folder, ranks) as place:
-            yield Run(ranks, place, machine, device, runtime.computed_by(device))
-
-
 def option(name: str, kind: Any = str, **more: Any) -> Any:
     """A required option: stages have no defaults of their own, params.yaml has them."""
     return click.option(name, type=kind, required=True, **more)
@@ -178,10 +131,3 @@ def option(name: str, kind: Any = str, **more: Any) -> Any:
 
 #: A required option that is given once for each member of a list; and one that is on or `--no-…`.
 several, flag = partial(option, multiple=True), partial(option, kind=None)
-
-
-def images(command: Any) -> Any:
-    """The options that say which images a network sees, and how they are prepared: one `images` of params.yaml."""
-    for add in (flag("--crop/--no-crop"), option("--image-size", POSITIVE), option("--data")):
-        command = add(command)
-    return command

@@ -1,22 +1,21 @@
 """Norm of the input gradient against the logit, for classes spread over the ranks (Figure 6)."""
 
-from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
 import pandas as pd
-from _command import COUNT, SharedStage, images, option, running
+from _command import COUNT, SharedStage, option
+from _experiment import network_options, running
 
 from cxlib import networks, runtime
-from cxlib.datasets.images import choose, load, preprocessing, read
+from cxlib.datasets.images import choose, read
 from cxlib.review import gradient_norms
 from cxlib.review.report import statistics
 
 
 @click.command(cls=SharedStage)
-@option("--network")
-@images
+@network_options
 @option("--max-images", COUNT)
 @option("--seed", COUNT)
 @option("--points")
@@ -30,15 +29,14 @@ def main(network, data, image_size, crop, max_images, seed, points, table, metri
     with running([network, *samples.paths]) as run:
         model = networks.fast(networks.load(network).to(run.device))
 
-        def compute(_batch, loaded):
-            y, norm = gradient_norms.gradient_norms(model, loaded[0].to(run.device), ranks_of_classes)
-            return {"logits": y.double().cpu().numpy(), "norms": norm.double().cpu().numpy()}
+        def compute(_batch, x, _labels):
+            y, norm = gradient_norms.gradient_norms(model, x, ranks_of_classes)
+            return {"logits": y.double(), "norms": norm.double()}
 
-        decode = partial(load, samples, transform=preprocessing(image_size, crop))
-        parts = run.map(decode, compute, chosen, f"gradient norms {network}")
-        if parts is None:
+        results = run.map(samples, compute, chosen)
+        if results is None:
             return
-        y, norm = (np.concatenate([part[name] for part in parts]) for name in ("logits", "norms"))  # (images, ranks)
+        y, norm = results["logits"], results["norms"]  # (images, ranks)
         rows = {
             "image": np.repeat(chosen, len(ranks_of_classes)),
             "rank": np.tile(ranks_of_classes, len(chosen)),
@@ -50,7 +48,7 @@ def main(network, data, image_size, crop, max_images, seed, points, table, metri
         runtime.write_csv(points, pd.DataFrame(rows))
         fitted = {"network": Path(network).stem, "r2": r2} | dict(zip(("quadratic", "linear", "constant"), fit))
         fitted |= {"rank_correlation_mean": correlations.mean(), "rank_correlation_lowest": correlations.min()}
-        about = {"n_images": len(chosen), "computed_by": run.computed_by}
+        about = {"n_images": len(chosen), "computed_by": runtime.computed_by(run.device)}
         runtime.write_csv(table, pd.DataFrame([fitted | about]))
         runtime.write_metrics(metrics, {"r2": r2, "rank_correlation": correlations.mean()})
 

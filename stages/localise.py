@@ -1,31 +1,25 @@
 """Localisation of one network: how much of each map lies in the parts that tell an image's two classes apart."""
 
-from functools import partial
-
 import click
 import numpy as np
 import torch
-from _command import COUNT, SharedStage, images, option, running, several
+from _command import SharedStage, option, several
+from _experiment import layer_option, network_options, running, selection_options
 
 from cxlib import networks, runtime
-from cxlib.datasets.images import load, preprocessing, read
+from cxlib.datasets.images import read
 from cxlib.metrics import localisation, parts
 from cxlib.review import selection
 
 
 @click.command(cls=SharedStage)
-@option("--network")
-@option("--report")
-@images
-@option("--layer")
+@network_options
+@layer_option
+@selection_options
 @several("--explainers")
 @several("--contrasts")
 @option("--disc-radius", float)
 @option("--gaussian-sigma", float)
-@option("--threshold", float)
-@option("--max-images", COUNT)
-@option("--max-images-below", COUNT)
-@option("--seed", COUNT)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, contrasts, out, **options):
     """Write the shares and hits of some images on each side of the threshold of p_2 (0: all) to --out.
@@ -46,24 +40,23 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
 
     with running([network, report, *samples.paths]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
-        tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
+        tapped = networks.explanation_layer(model, layer)
 
-        def compute(batch, loaded):
-            x, pair, region = (torch.as_tensor(v).to(run.device) for v in (loaded[0], leading[batch], regions[batch]))
-            measured = localisation.localise(model, x, pair, region, explainers, contrasts, tapped)
-            return {name: values.numpy() for name, values in measured._asdict().items()}
+        def compute(batch, x, _labels):
+            pair, region = (torch.from_numpy(values[batch]).to(run.device) for values in (leading, regions))
+            return localisation.localise(model, x, pair, region, explainers, contrasts, tapped)._asdict()
 
-        decode = partial(load, samples, transform=preprocessing(image_size, crop))
-        results = run.map(decode, compute, chosen, f"localise {network}")
+        results = run.map(samples, compute, chosen)
         if results is None:
             return
         control = localisation.gaussian(image_size, options["gaussian_sigma"])
         centred = localisation.measure(control, torch.from_numpy(regions[chosen]))
         labels = np.array(samples.labels)[chosen]
         signs = localisation.evidence_signs(torch.from_numpy(leading[chosen]), torch.from_numpy(labels), explainers)
-        runtime.write_arrays(
+        run.write(
             out,
-            **{name: np.concatenate([part[name] for part in results]) for name in results[0]},
+            chosen,
+            **results,
             gaussian_share=centred.share[:, 0].numpy(),
             gaussian_hit=centred.hit[:, 0].numpy(),
             area=area[chosen],
@@ -72,13 +65,11 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
             evidence_signs=signs.numpy(),
             leading=leading[chosen],
             labels=labels,
-            discriminative=np.array(known.discriminative),
-            explainers=np.array(explainers),
-            contrasts=np.array(contrasts),
-            targets=np.array(localisation.TARGETS),
-            signs=np.array(localisation.SIGNS),
-            images=np.array(chosen),
-            computed_by=np.array(run.computed_by),
+            discriminative=known.discriminative,
+            explainers=explainers,
+            contrasts=contrasts,
+            targets=localisation.TARGETS,
+            signs=localisation.SIGNS,
         )
 
 

@@ -3,7 +3,8 @@
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, Stage, images, option, settings, several
+from _command import COUNT, POSITIVE, Stage, option, settings, several
+from _experiment import layer_option, network_options, write_maps
 
 from cxlib import networks, runtime
 from cxlib.datasets.images import choose, load, preprocessing, read
@@ -12,10 +13,9 @@ from cxlib.review import selection
 
 
 @click.command(cls=Stage)
-@option("--network")
+@network_options
+@layer_option
 @option("--report")
-@images
-@option("--layer")
 @several("--explainers")
 @several("--contrasts")
 @option("--n-classes", POSITIVE)
@@ -31,30 +31,18 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     machine = settings()
     device = runtime.device(machine.device, machine.threads)
     model = networks.load(network).to(device)
-    tapped = None if layer == "auto" else layer
     samples = read(data, "test")
-    leading, p = selection.leading(runtime.read_arrays(report)["probabilities"], n_classes)
-    eligible = np.flatnonzero(p[:, -1] > options["threshold"]).tolist()
+    leading = selection.leading(runtime.read_arrays(report)["probabilities"], n_classes)
+    eligible = np.flatnonzero(leading.probabilities[:, -1] > options["threshold"]).tolist()
     chosen = choose(eligible, options["max_images"], options["seed"])
-    pictures, maps = np.empty((0, image_size, image_size, 3)), np.empty((0,))
+    x, maps = torch.empty(0, 3, image_size, image_size), torch.empty(0)
     if chosen:
         x, _ = load(samples, chosen, preprocessing(image_size, crop), device)
-        targets = torch.from_numpy(leading[chosen])
-        stacked = [explain(model, x, targets, name, list(contrasts), tapped).cpu() for name in explainers]
-        maps = torch.stack(stacked).movedim(2, 0).numpy()  # (images, explainers, contrasts, classes, H, W)
-        pictures = x.permute(0, 2, 3, 1).cpu().numpy()
-    runtime.write_arrays(
-        out,
-        images=pictures,
-        maps=maps,
-        explainers=np.array(explainers),
-        contrasts=np.array(contrasts),
-        names=np.array(samples.classes)[leading[chosen]],
-        labels=np.array(samples.classes)[np.array(samples.labels)[chosen]],
-        probabilities=p[chosen],
-        n_eligible=np.array(len(eligible)),
-        computed_by=np.array(runtime.computed_by(device)),
-    )
+        targets = torch.from_numpy(leading.classes[chosen])
+        stacked = [explain(model, x, targets, name, list(contrasts), layer) for name in explainers]
+        maps = torch.stack(stacked).movedim(2, 0)  # (images, explainers, contrasts, classes, H, W)
+    axes = {"explainers": explainers, "contrasts": contrasts, "n_eligible": len(eligible)}
+    write_maps(out, samples, chosen, leading, x, maps, **axes)
 
 
 if __name__ == "__main__":

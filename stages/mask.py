@@ -1,33 +1,26 @@
 """Equal-area blur and mask of one network, on images above and below the threshold of p_2 (Table 1)."""
 
-from functools import partial
-
 import click
-import numpy as np
 import torch
-from _command import COUNT, POSITIVE, SharedStage, images, option, running, several
+from _command import POSITIVE, SharedStage, option, several
+from _experiment import layer_option, network_options, running, selection_options
 
 from cxlib import networks, runtime
-from cxlib.datasets.images import load, preprocessing, read
+from cxlib.datasets.images import read
 from cxlib.metrics import masking
 from cxlib.review import selection
 
 
 @click.command(cls=SharedStage)
-@option("--network")
-@option("--report")
-@images
-@option("--layer")
+@network_options
+@layer_option
+@selection_options
 @several("--explainers")
 @several("--contrasts")
 @several("--baselines")
 @several("--rules")
 @option("--blur-kernel", POSITIVE)
 @option("--blur-sigma", float)
-@option("--threshold", float)
-@option("--max-images", COUNT)
-@option("--max-images-below", COUNT)
-@option("--seed", COUNT)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, contrasts, baselines, rules, out, **options):
     """Write the relative probabilities of some images on each side of the threshold (0: all) to --out."""
@@ -38,39 +31,37 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"])
     with running([network, report, *samples.paths]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
-        tapped = networks.explanation_layer(model, None if layer == "auto" else layer)
+        tapped = networks.explanation_layer(model, layer)
 
-        def compute(_batch, loaded):
-            x, chunk = loaded[0].to(run.device), run.machine.batch_size
-            masked = masking.blur_and_mask(model, x, tapped, explainers, contrasts, baselines, rules, blur, chunk)
-            constant = np.array(masked.constant_gradient)
-            return {"unmasked": masked.unmasked.numpy(), "masked": masked.masked.numpy(), "constant": constant}
+        def compute(_batch, x, _labels):
+            hidden = explainers, contrasts, baselines, rules, blur, run.machine.batch_size
+            masked = masking.blur_and_mask(model, x, tapped, *hidden)
+            constant = torch.tensor([masked.constant_gradient])
+            return {"unmasked": masked.unmasked, "masked": masked.masked, "constant": constant}
 
-        decode = partial(load, samples, transform=preprocessing(image_size, crop))
-        parts = run.map(decode, compute, chosen, f"mask {network}")
-        if parts is None:
+        results = run.map(samples, compute, chosen)
+        if results is None:
             return
-        if all(part["constant"] for part in parts):
+        if results["constant"].all():
             click.echo(
-                f"warning: the gradient is constant over the layer {layer} of {model.name}, so that GradCAM and linear"
-                " approximation are the same map, and XGradCAM too without negative activations: choose an earlier"
-                " layer",
+                f"warning: the gradient is constant over the layer {layer or 'auto'} of {model.name}, so that GradCAM"
+                " and linear approximation are the same map, and XGradCAM too without negative activations: choose an"
+                " earlier layer",
                 err=True,
             )
-        runtime.write_arrays(
+        run.write(
             out,
-            unmasked=np.concatenate([part["unmasked"] for part in parts]),
-            masked=np.concatenate([part["masked"] for part in parts]),
+            chosen,
+            unmasked=results["unmasked"],
+            masked=results["masked"],
             above=p_2[chosen] > options["threshold"],
             p_2=p_2[chosen],
-            explainers=np.array(explainers),
-            targets=np.array(masking.TARGETS),
-            baselines=np.array(baselines),
-            features=np.array(masking.FEATURES),
-            contrasts=np.array(contrasts),
-            rules=np.array(rules),
-            images=np.array(chosen),
-            computed_by=np.array(run.computed_by),
+            explainers=explainers,
+            targets=masking.TARGETS,
+            baselines=baselines,
+            features=masking.FEATURES,
+            contrasts=contrasts,
+            rules=rules,
         )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, SharedStage, images, option, running
+from _command import COUNT, POSITIVE, SharedStage, option
+from _experiment import image_options, running
 
 from cxlib import networks, runtime
 from cxlib.datasets.images import preprocessing, read
@@ -18,7 +19,7 @@ from cxlib.training import fine_tune
 @option("--architecture")
 @option("--weights")
 @option("--weights-path")
-@images
+@image_options
 @option("--epochs", COUNT)
 @option("--batch-size", POSITIVE)
 @option("--learning-rate", float)
@@ -78,7 +79,7 @@ def main(architecture, weights, weights_path, data, image_size, crop, seed, out,
         networks.save(model, out)
         losses, accuracies = (np.array([epoch[i] for epoch in epochs]) for i in range(2))
         results = {"probabilities": p, "labels": labels, "losses": losses, "accuracies": accuracies}
-        runtime.write_arrays(report, **results, computed_by=np.array(run.computed_by))
+        runtime.write_arrays(report, **results, computed_by=np.array(runtime.computed_by(run.device)))
         reached = float((p.argmax(1) == labels).mean())
         if not epochs:
             log(0, test_accuracy=reached)

@@ -1,23 +1,21 @@
 """Figure 5 in numbers: standard, without ReLU and contrastive maps of one Vision Transformer, at every block."""
 
-from functools import partial
-
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, SharedStage, images, option, running, several
+from _command import POSITIVE, SharedStage, option, several
+from _experiment import network_options, running, selection_options
 
 from cxlib import networks, runtime
-from cxlib.datasets.images import load, preprocessing, read
+from cxlib.datasets.images import read
 from cxlib.explainers import vit
 from cxlib.metrics import masking, parts
 from cxlib.review import selection, variants
 
 
 @click.command(cls=SharedStage)
-@option("--network")
-@option("--report")
-@images
+@network_options
+@selection_options
 @option("--gradcam-block", int)
 @option("--rollout-block", int)
 @several("--baselines")
@@ -25,10 +23,6 @@ from cxlib.review import selection, variants
 @option("--blur-kernel", POSITIVE)
 @option("--blur-sigma", float)
 @option("--disc-radius", float)
-@option("--threshold", float)
-@option("--max-images", COUNT)
-@option("--max-images-below", COUNT)
-@option("--seed", COUNT)
 @option("--out")
 def main(network, report, data, image_size, crop, baselines, rules, out, **options):
     """Write the measures of some images on each side of the threshold (0: all) to --out.
@@ -52,38 +46,35 @@ def main(network, report, data, image_size, crop, baselines, rules, out, **optio
         begins = zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"]))
         blocks = {name: layers[name].index(variants.layer(model, name, block)) for name, block in begins}
 
-        def compute(batch, loaded):
-            x, pair, region, second = (
-                torch.as_tensor(v).to(run.device) for v in (loaded[0], leading[batch], regions[batch], shown[batch])
-            )
+        def compute(batch, x, _labels):
+            of_images = leading, regions, shown
+            pair, region, second = (torch.from_numpy(values[batch]).to(run.device) for values in of_images)
             maps = {name: [variants.maps(model, x, pair, name, at) for at in layers[name]] for name in layers}
             compared = [variants.compare_each(of_blocks, region, second) for of_blocks in maps.values()]
             chosen_maps = torch.stack([maps[name][block] for name, block in blocks.items()], 1)
             masked, _ = masking.mask_maps(model, x, chosen_maps, pair, *hidden, run.machine.batch_size)
             measures = {name: np.stack(v, 1) for name, *v in zip(variants.Compared._fields, *compared)}
-            return measures | {"masked": masked.numpy()}
+            return {name: torch.from_numpy(values) for name, values in measures.items()} | {"masked": masked}
 
-        decode = partial(load, samples, transform=preprocessing(image_size, crop))
-        results = run.map(decode, compute, chosen, f"compare {network}")
+        results = run.map(samples, compute, chosen)
         if results is None:
             return
-        runtime.write_arrays(
+        run.write(
             out,
-            **{name: np.concatenate([part[name] for part in results]) for name in results[0]},
+            chosen,
+            **results,
             unmasked=p[chosen] / p[chosen].sum(1, keepdims=True),
             area=regions[chosen].mean((1, 2)),
             p_2=p[chosen, 1],
-            explainers=np.array(list(vit.MAPS)),
-            chosen_blocks=np.array(list(blocks.values())),
-            variants=np.array(list(variants.VARIANTS)),
-            pairs=np.array([" and ".join(pair) for pair in variants.PAIRS]),
-            targets=np.array(masking.TARGETS),
-            baselines=np.array(baselines),
-            features=np.array(masking.FEATURES),
-            rules=np.array(rules),
-            images=np.array(chosen),
-            accuracy=np.array((leading[:, 0] == np.array(samples.labels)).mean()),
-            computed_by=np.array(run.computed_by),
+            explainers=list(vit.MAPS),
+            chosen_blocks=list(blocks.values()),
+            variants=list(variants.VARIANTS),
+            pairs=[" and ".join(pair) for pair in variants.PAIRS],
+            targets=masking.TARGETS,
+            baselines=baselines,
+            features=masking.FEATURES,
+            rules=rules,
+            accuracy=(leading[:, 0] == np.array(samples.labels)).mean(),
         )
 
 

@@ -603,7 +603,7 @@ def test_another_picture_of_the_birds_runs_everything_again(stale, mini):
 
 
 def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
-    more = "+perturb.networks.vgg16_bn_narrow=${networks.vgg16_bn_narrow}", "~perturb.networks.mobilenet_v3_small"
+    more = "+perturb.networks.vgg16_bn_narrow=${networks.vgg16_bn_narrow.images}", "~perturb.networks.mobilenet_v3_small"
     repo = resolved(tmp_path / "repo", composed("profile=mini", *more))
     before, after = ({stage.name: stage.cmd for stage in of.index.stages} for of in (mini, repo))
     assert after.keys() - before.keys() == {"perturb@vgg16_bn_narrow", "saturate@vgg16_bn_narrow"}
