@@ -33,12 +33,13 @@ SMALL = (
     *(f"networks.{name}.images.image_size={64 if name == 'alexnet' else 32}" for name in (*NINE, "vgg16_bn")),
     "networks.vgg16_bn.training.epochs=1",
     "networks.vgg16_bn.training.batch_size=8",
+    "perturb.options.epsilons=[0.003]",
     "perturb.options.n_iterations=[1]",
     "mask.options.blur_kernel=9",
     "mask.options.threshold=0.05",
-    "mask.options.max_images=4",
+    "mask.options.max_images=2",
     "mask.options.max_images_below=1",
-    "localise.options.max_images=4",
+    "localise.options.max_images=2",
     "localise.options.max_images_below=1",
 )
 

@@ -155,8 +155,12 @@ def test_data_sets_and_networks_have_nothing_that_no_stage_reads(own):
 def test_experiments_list_networks_as_they_are(name):
     params = parameters(f"profile={name}")
     for experiment in ("perturb", "mask", "vit"):
+        kinds = ("images", "explanation") if experiment == "mask" else ("images",)
         listed = params[experiment]["networks"]
-        assert listed == {network: params["networks"][network] for network in listed} != {}, experiment
+        assert listed, experiment
+        for network, entry in listed.items():
+            own = {kind: params["networks"][network][kind] for kind in kinds}
+            assert entry == (own if experiment == "mask" else own["images"]), network
 
 
 IMAGENET = (
@@ -265,7 +269,7 @@ def test_folders_are_overridden_at_one_place(name, key):
     changed = {other for other in before if before[other] != after[other]}
     if key.startswith("data."):
         assert any(other.startswith("networks.") for other in changed)
-        assert all(other == key or other.endswith(".images.data") for other in changed)
+        assert all(other == key or re.search(r"\.(images|networks\.\w+)\.data$", other) for other in changed)
     else:
         assert changed == {key}
 
@@ -383,6 +387,7 @@ def test_every_command_line_gives_the_parameters(profile):
             stage, found = parsed(commands[name])
             expected = {key.replace("-", "_"): value for key, value in options.items()}
             expected = {key: tuple(value) if isinstance(value, list) else value for key, value in expected.items()}
+            expected |= {"layer": None} if expected.get("layer") == "auto" else {}  # the network's own
             positional = [parameter.name for parameter in stage.params if isinstance(parameter, click.Argument)]
             expected |= dict(zip(positional, words))
             assert words[len(positional) :] in ([], [stage.name])
@@ -603,7 +608,10 @@ def test_another_picture_of_the_birds_runs_everything_again(stale, mini):
 
 
 def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
-    more = "+perturb.networks.vgg16_bn_narrow=${networks.vgg16_bn_narrow.images}", "~perturb.networks.mobilenet_v3_small"
+    more = (
+        "+perturb.networks.vgg16_bn_narrow=${networks.vgg16_bn_narrow.images}",
+        "~perturb.networks.mobilenet_v3_small",
+    )
     repo = resolved(tmp_path / "repo", composed("profile=mini", *more))
     before, after = ({stage.name: stage.cmd for stage in of.index.stages} for of in (mini, repo))
     assert after.keys() - before.keys() == {"perturb@vgg16_bn_narrow", "saturate@vgg16_bn_narrow"}
