@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 T = TypeVar("T")
 
@@ -226,8 +227,8 @@ def write_csv(path: str | Path, table: Any) -> None:
         table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
 
-def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
-    """Named arrays as one compressed NPZ file; the same arrays give the same bytes."""
+def write_arrays(path: str | Path, **arrays: ArrayLike) -> None:
+    """Named arrays, or what numpy makes one of, as one compressed NPZ file; the same arrays give the same bytes."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 

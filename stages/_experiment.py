@@ -38,8 +38,9 @@ def selection_options(command: Any) -> Any:
     return command
 
 
-#: The layer that is explained; `auto` is the network's own.
-layer_option = option("--layer", callback=lambda _context, _option, name: None if name == "auto" else name)
+def chosen_layer(name: str) -> str | None:
+    """The layer that --layer names, as the library takes it: `auto` is the network's own."""
+    return None if name == "auto" else name
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,7 @@ class Run:
 
     def write(self, out: str, chosen: Sequence[int], **arrays: Any) -> None:
         """Named arrays, or lists, with which images they are of, and what computed them."""
-        arrays |= {"images": chosen, "computed_by": runtime.computed_by(self.device)}
-        runtime.write_arrays(out, **{name: np.asarray(values) for name, values in arrays.items()})
+        runtime.write_arrays(out, **arrays, images=chosen, computed_by=runtime.computed_by(self.device))
 
 
 @contextmanager
@@ -127,9 +127,9 @@ def write_maps(
     classes, pictures = np.array(samples.classes), x.permute(0, 2, 3, 1).cpu().numpy()
     names, labels = classes[leading[0][chosen]], classes[np.array(samples.labels)[chosen]]
     axes |= {"names": names, "labels": labels, "probabilities": leading[1][chosen]}
-    axes |= {"computed_by": runtime.computed_by(x.device)}
-    arrays = {name: np.asarray(values) for name, values in axes.items()}
-    runtime.write_arrays(out, images=pictures, maps=maps.cpu().numpy(), **arrays)
+    runtime.write_arrays(
+        out, images=pictures, maps=maps.cpu().numpy(), **axes, computed_by=runtime.computed_by(x.device)
+    )
 
 
 def _script() -> Path:

@@ -4,7 +4,7 @@ import click
 import numpy as np
 import torch
 from _command import SharedStage, option, several
-from _experiment import layer_option, network_options, running, selection_options
+from _experiment import chosen_layer, network_options, running, selection_options
 
 from cxlib import networks, runtime
 from cxlib.datasets.images import read
@@ -14,7 +14,7 @@ from cxlib.review import selection
 
 @click.command(cls=SharedStage)
 @network_options
-@layer_option
+@option("--layer")
 @selection_options
 @several("--explainers")
 @several("--contrasts")
@@ -40,7 +40,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
 
     with running([network, report, *samples.paths]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
-        tapped = networks.explanation_layer(model, layer)
+        tapped = networks.explanation_layer(model, chosen_layer(layer))
 
         def compute(batch, x, _labels):
             pair, region = (torch.from_numpy(values[batch]).to(run.device) for values in (leading, regions))

@@ -4,7 +4,7 @@ import click
 import numpy as np
 import torch
 from _command import COUNT, POSITIVE, Stage, option, settings, several
-from _experiment import layer_option, network_options, write_maps
+from _experiment import chosen_layer, network_options, write_maps
 
 from cxlib import networks, runtime
 from cxlib.datasets.images import choose, load, preprocessing, read
@@ -14,7 +14,7 @@ from cxlib.review import selection
 
 @click.command(cls=Stage)
 @network_options
-@layer_option
+@option("--layer")
 @option("--report")
 @several("--explainers")
 @several("--contrasts")
@@ -39,7 +39,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     if chosen:
         x, _ = load(samples, chosen, preprocessing(image_size, crop), device)
         targets = torch.from_numpy(leading.classes[chosen])
-        stacked = [explain(model, x, targets, name, list(contrasts), layer) for name in explainers]
+        stacked = [explain(model, x, targets, name, list(contrasts), chosen_layer(layer)) for name in explainers]
         maps = torch.stack(stacked).movedim(2, 0)  # (images, explainers, contrasts, classes, H, W)
     axes = {"explainers": explainers, "contrasts": contrasts, "n_eligible": len(eligible)}
     write_maps(out, samples, chosen, leading, x, maps, **axes)

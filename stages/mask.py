@@ -3,7 +3,7 @@
 import click
 import torch
 from _command import POSITIVE, SharedStage, option, several
-from _experiment import layer_option, network_options, running, selection_options
+from _experiment import chosen_layer, network_options, running, selection_options
 
 from cxlib import networks, runtime
 from cxlib.datasets.images import read
@@ -13,7 +13,7 @@ from cxlib.review import selection
 
 @click.command(cls=SharedStage)
 @network_options
-@layer_option
+@option("--layer")
 @selection_options
 @several("--explainers")
 @several("--contrasts")
@@ -31,7 +31,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"])
     with running([network, report, *samples.paths]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
-        tapped = networks.explanation_layer(model, layer)
+        tapped = networks.explanation_layer(model, chosen_layer(layer))
 
         def compute(_batch, x, _labels):
             hidden = explainers, contrasts, baselines, rules, blur, run.machine.batch_size
@@ -44,7 +44,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
             return
         if results["constant"].all():
             click.echo(
-                f"warning: the gradient is constant over the layer {layer or 'auto'} of {model.name}, so that GradCAM"
+                f"warning: the gradient is constant over the layer {layer} of {model.name}, so that GradCAM"
                 " and linear approximation are the same map, and XGradCAM too without negative activations: choose an"
                 " earlier layer",
                 err=True,

@@ -54,7 +54,7 @@ def main(network, data, image_size, crop, contrasts, epsilons, n_iterations, pre
             chosen,
             changes=np.moveaxis(results["changes"], 0, -1).reshape(*shape, 3, -1),
             zero_share=(zeros / pixels).reshape(shape),
-            sign_agreement=np.ascontiguousarray(results["agreement"].T).mean(-1),  # (contrasts,)
+            sign_agreement=results["agreement"].mean(0),  # (contrasts,)
             contrasts=contrasts,
             epsilons=epsilons,
             n_iterations=n_iterations,

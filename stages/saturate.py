@@ -1,7 +1,6 @@
 """Follow the softmax gradient and its closed form on one network, step by step (section 4.3)."""
 
 import click
-import numpy as np
 import torch
 from _command import COUNT, POSITIVE, SharedStage, option
 from _experiment import network_options, running
@@ -32,7 +31,7 @@ def main(network, data, image_size, crop, epsilon, n_iterations, max_images, see
         results = run.map(samples, compute, chosen)
         if results is None:
             return
-        by_path = {name: np.ascontiguousarray(values.swapaxes(0, 1)) for name, values in results.items()}
+        by_path = {name: values.swapaxes(0, 1) for name, values in results.items()}
         run.write(out, chosen, **by_path, paths=saturation.PATHS)
 
 

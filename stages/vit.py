@@ -53,8 +53,10 @@ def main(network, report, data, image_size, crop, baselines, rules, out, **optio
             compared = [variants.compare_each(of_blocks, region, second) for of_blocks in maps.values()]
             chosen_maps = torch.stack([maps[name][block] for name, block in blocks.items()], 1)
             masked, _ = masking.mask_maps(model, x, chosen_maps, pair, *hidden, run.machine.batch_size)
-            measures = {name: np.stack(v, 1) for name, *v in zip(variants.Compared._fields, *compared)}
-            return {name: torch.from_numpy(values) for name, values in measures.items()} | {"masked": masked}
+            measures = {
+                name: torch.from_numpy(np.stack(v, 1)) for name, *v in zip(variants.Compared._fields, *compared)
+            }
+            return measures | {"masked": masked}
 
         results = run.map(samples, compute, chosen)
         if results is None:
