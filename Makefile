@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test bench zoo lint verify params.yaml lock
+.PHONY: setup repro test bench zoo lint verify compare params.yaml lock
 
 setup: .venv/ready
 
@@ -35,6 +35,10 @@ lint: .venv/ready
 verify: .venv/ready
 	python stages/verify.py
 
+# Verdicts and numbers of this tree against OTHER, a folder or a git revision.
+compare: .venv/ready
+	python stages/compare.py $(OTHER)
+
 # Every explainer on every network: writes docs/zoo.md.
 zoo: .venv/ready
 	python -m tests.zoo
@@ -45,5 +49,5 @@ params.yaml: .venv/ready
 
 # Pin anew what pyproject.toml asks for.
 lock: .venv/ready
-	uv pip compile --quiet pyproject.toml --extra review --extra test --universal --generate-hashes \
+	uv pip compile --quiet pyproject.toml --extra review --extra lite --extra test --universal --generate-hashes \
 	  --custom-compile-command "make lock" --output-file requirements.txt

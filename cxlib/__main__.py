@@ -171,7 +171,7 @@ def known_networks() -> list[str]:
     """The networks that can be built by name."""
     import timm
 
-    ours = ["vgg16_bn_narrow", *networks.SMALL_TRANSFORMERS]
+    ours = ["vgg16_bn_narrow", *networks.SMALL_TRANSFORMERS, *networks.HYBRIDS]
     return [*ours, *dict.fromkeys([*torchvision.models.list_models(module=torchvision.models), *timm.list_models()])]
 
 
@@ -247,7 +247,7 @@ def prepared(model: networks.Network, weights: str, image_size: int | None) -> T
 def class_names(
     model: networks.Network, n_classes: int, network: str, weights: str, folder: str | None, file: str | None
 ) -> list[str]:
-    """The classes' names: from a file, from torchvision, or their indices.
+    """The classes' names: from a file, from torchvision, from timm, or their indices.
 
     Without a file given, `classes.txt` beside the network's or the weights' file, or `<weights>.labels.txt` in
     their folder, is one, if it has the right number of names.
@@ -267,11 +267,9 @@ def class_names(
     for candidate in beside:
         if candidate.is_file() and len(names := read_names(candidate)) == n_classes:
             return names
-    if model.name in torchvision.models.list_models(module=torchvision.models):
-        names = torchvision.models.get_model_weights(model.name).DEFAULT.meta["categories"]  # type: ignore[attr-defined]
-        if len(names) == n_classes and weights != "random":
-            return list(names)
-    return [str(index) for index in range(n_classes)]
+    published = network == model.name and weights != "random" and not weights.endswith((".pt", ".pth"))
+    names = networks.published_classes(model) if published else []
+    return names if len(names) == n_classes else [str(index) for index in range(n_classes)]
 
 
 def read_names(path: Path) -> list[str]:

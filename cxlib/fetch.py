@@ -1,4 +1,4 @@
-"""Get the published data sets: download and unpack CUB-200-2011 and Food-101, sort ILSVRC2012's validation images.
+"""Get the data sets that are not painted: CUB-200-2011 and Food-101 downloaded, ILSVRC2012's validation images sorted.
 
 A folder comes into its place complete, or not at all. What a killed process leaves behind, the next one takes up (a
 download) or removes (a half-filled folder).
@@ -128,6 +128,28 @@ def ilsvrc2012_validation(
             _sort(archives / imagenet.VALIDATION, _wnids(archives / imagenet.DEVKIT), temporary)
             imagenet.read(temporary)
     return len(imagenet.read(folder))
+
+
+def foolbox_photographs(folder: str | Path) -> int:
+    """The ImageNet photographs that the package `foolbox` ships, as ``folder/<wnid>``; returns their number.
+
+    Raises:
+        ValueError: the package is not installed, or another version that has none.
+    """
+    # Only here: the table of 1000 ids lives in timm, whose import takes seconds.
+    from timm.data.imagenet_info import ImageNetInfo
+
+    wnids = ImageNetInfo().label_names()
+    # Their names end in the class's place among the 1000.
+    named = [(re.fullmatch(r"imagenet_\d+_(\d+)\.jpg", file.name), file) for file in runtime.packaged("foolbox")]
+    photographs = [(wnids[int(match[1])], file) for match, file in named if match]
+    if not photographs:
+        raise ValueError("the package foolbox with its photographs is not installed: pip install foolbox")
+    with runtime.atomic(folder) as temporary:
+        for wnid, file in photographs:
+            (temporary / wnid).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, temporary / wnid / file.name)
+        return len(imagenet.read(temporary))
 
 
 def _wnids(devkit: Path) -> list[str]:

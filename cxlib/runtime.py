@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -273,6 +274,14 @@ def read_cells(folder: str | Path, names: Iterable[str]) -> dict[str, Mapping[st
         if file.stem not in names:
             file.unlink()
     return cells
+
+
+def packaged(distribution: str) -> list[Path]:
+    """The files of an installed Python package, by its name on the index; none where it is not installed."""
+    try:
+        return [Path(str(file.locate())) for file in metadata.files(distribution) or []]
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def _rounded(content: Any, decimals: int | None = None) -> Any:

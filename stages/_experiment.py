@@ -91,8 +91,9 @@ class Run:
         return parts and {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def write(self, out: str, chosen: Sequence[int], **arrays: Any) -> None:
-        """Named arrays, or lists, with which images they are of, and what computed them."""
-        runtime.write_arrays(out, **arrays, images=chosen, computed_by=runtime.computed_by(self.device))
+        """Named arrays, or lists, with which images of which data they are of, and what computed them."""
+        data = click.get_current_context().params["data"]
+        runtime.write_arrays(out, **arrays, images=chosen, data=data, computed_by=runtime.computed_by(self.device))
 
 
 @contextmanager
@@ -116,16 +117,18 @@ def write_maps(
     samples: Samples,
     chosen: Sequence[int],
     leading: tuple[np.ndarray, np.ndarray],
+    classes: np.ndarray,
     x: Tensor,
     maps: Tensor,
     **axes: Any,
 ) -> None:
     """Images (B, 3, H, W) and their maps (B, explainers, contrasts, classes, H, W), for pictures of them.
 
-    `leading` are the classes of all samples in order of their probability, and these probabilities: (N, classes) each.
+    `leading` are the classes of all samples in order of their probability, and these probabilities: (N, classes) each;
+    `classes` are the names of those that the network tells apart.
     """
-    classes, pictures = np.array(samples.classes), x.permute(0, 2, 3, 1).cpu().numpy()
-    names, labels = classes[leading[0][chosen]], classes[np.array(samples.labels)[chosen]]
+    pictures, shown = x.permute(0, 2, 3, 1).cpu().numpy(), np.array(samples.classes)
+    names, labels = classes[leading[0][chosen]], shown[np.array(samples.labels)[chosen]]
     axes |= {"names": names, "labels": labels, "probabilities": leading[1][chosen]}
     runtime.write_arrays(
         out, images=pictures, maps=maps.cpu().numpy(), **axes, computed_by=runtime.computed_by(x.device)

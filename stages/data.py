@@ -1,4 +1,4 @@
-"""Make a data set: paint SynthBirds, download CUB-200-2011 or Food-101, sort ILSVRC2012; or check one that is there."""
+"""Make a data set: paint SynthBirds, download or sort the published ones; or check one that is there."""
 
 from pathlib import Path
 
@@ -45,6 +45,14 @@ def synthbirds(path, out, **settings):
     if not is_taken(path, out):
         with runtime.atomic(out) as partial:
             species.generate(partial, **settings)
+
+
+@main.command(cls=Stage)
+@place
+def photographs(path, out):
+    """The ImageNet photographs that the package foolbox ships, in class folders."""
+    if not is_taken(path, out):
+        click.echo(f"{out} is complete: {fetch.foolbox_photographs(out)} images")
 
 
 def downloaded(name, get):

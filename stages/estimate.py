@@ -28,7 +28,12 @@ from cxlib.synthbirds import species
 
 ROOT = Path(__file__).parents[1]
 #: Images to train on and to test on, and bytes with the archive, of data sets that are not there yet.
-PUBLISHED = {"cub": (5994, 5794, 2.4e9), "food101": (75_750, 25_250, 10e9), "imagenet": (0, 50_000, 13e9)}
+PUBLISHED = {
+    "cub": (5994, 5794, 2.4e9),
+    "food101": (75_750, 25_250, 10e9),
+    "imagenet": (0, 50_000, 13e9),
+    "photographs": (0, 20, 2e6),
+}
 #: Assumed share of test images with a second class above the threshold, where no limit says how many are explained.
 AMBIGUOUS = 0.5
 #: Share of all masks that differ on a trained network (measured); on made-up weights many hide the same pixels.
@@ -64,9 +69,9 @@ def made_up(folder, name, per_species):
     begun, side = time.perf_counter(), 128 if name == "synthbirds" else 400
     counted = {"train_per_species": per_species, "test_per_species": per_species}
     species.generate(folder, species_per_family=2, image_size=side, ambiguity=0.0, seed=0, **counted)
-    if name == "imagenet":
+    if name in ("imagenet", "photographs"):
         (folder / "val" / "n01440764").mkdir(parents=True)
-        for path in sorted((folder / "images").rglob("*.*"))[: 8 * per_species]:
+        for path in sorted((folder / "images").rglob("*.jpg"))[: 8 * per_species]:
             path.rename(folder / "val" / "n01440764" / path.name)
         for file in folder.glob("*.txt"):
             file.unlink()
@@ -109,6 +114,11 @@ def passed(stages, params, folder, per_species, limit, epochs=0):
     return seconds, written
 
 
+def behind(words):
+    """Whether a training leaves a part of the network frozen: what it makes of an image is computed once."""
+    return option(words, "--frozen") not in (0, "none")
+
+
 def work(stage, words, sizes, per_image, test):
     """Images of a stage, and seconds for all of them.
 
@@ -125,15 +135,16 @@ def work(stage, words, sizes, per_image, test):
     if kind == "data":
         return n_train + n_test, (n_train + n_test) * per_image
     if kind == "train":
-        epochs = int(option(words, "--epochs"))
-        n = epochs * n_train, max(1, epochs) * n_test
+        # What a probe, and all that is trained behind a frozen part, make of the training images is made once.
+        epochs, once = int(option(words, "--epochs")), "probe" in words or behind(words)
+        n = epochs * n_train, n_test + n_train if once else max(1, epochs) * n_test
         return sum(n), n[0] * per_image[1] + n[1] * per_image[0]
     if kind in ("mask", "localise", "vit"):
         n = round(min(limit or n_test, AMBIGUOUS * n_test) + min(below or n_test, (1 - AMBIGUOUS) * n_test))
         n_masks = DISTINCT * 4 * words.count("--baselines") * words.count("--rules")
         n_masks *= 6 if kind == "vit" else words.count("--explainers") * words.count("--contrasts")
         return n, n * max(per_image, n_masks * test)
-    n = min(limit or n_test, n_test) if kind in ("perturb", "saturate", "gradient_norms") else 0
+    n = min(limit or n_test, n_test) if kind in ("perturb", "saturate", "gradient_norms", "relate") else 0
     return n, n * per_image
 
 
@@ -183,7 +194,8 @@ def main(overrides, images):
             per_image, fixed = (few[stage.name], 0) if data == "synthbirds" else (0.0, 0)
         if stage.name.startswith("train@"):
             # Trained for E epochs it is tested E times.
-            step = (trained.get(stage.name, 0) - more[stage.name]) / (16 * EPOCHS) - slope * (EPOCHS - 1) / EPOCHS
+            tested = 0 if behind(words) else slope * (EPOCHS - 1) / EPOCHS
+            step = (trained.get(stage.name, 0) - more[stage.name]) / (16 * EPOCHS) - tested
             per_image = slope, max(0.0, step)
         elif (network := f"train@{stage.name.partition('@')[2]}") in more:
             test = max(0.0, (more[network] - few[network]) / 8)

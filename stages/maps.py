@@ -32,7 +32,8 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     device = runtime.device(machine.device, machine.threads)
     model = networks.load(network).to(device)
     samples = read(data, "test")
-    leading = selection.leading(runtime.read_arrays(report)["probabilities"], n_classes)
+    tested = runtime.read_arrays(report)
+    leading = selection.leading(tested["probabilities"], n_classes)
     eligible = np.flatnonzero(leading.probabilities[:, -1] > options["threshold"]).tolist()
     chosen = choose(eligible, options["max_images"], options["seed"])
     x, maps = torch.empty(0, 3, image_size, image_size), torch.empty(0)
@@ -42,7 +43,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
         stacked = [explain(model, x, targets, name, list(contrasts), chosen_layer(layer)) for name in explainers]
         maps = torch.stack(stacked).movedim(2, 0)  # (images, explainers, contrasts, classes, H, W)
     axes = {"explainers": explainers, "contrasts": contrasts, "n_eligible": len(eligible)}
-    write_maps(out, samples, chosen, leading, x, maps, **axes)
+    write_maps(out, samples, chosen, leading, tested["classes"], x, maps, **axes)
 
 
 if __name__ == "__main__":

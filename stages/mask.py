@@ -1,4 +1,4 @@
-"""Equal-area blur and mask of one network, on images above and below the threshold of p_2 (Table 1)."""
+"""Blur and mask of one network, on images above and below the threshold of p_2 (Table 1)."""
 
 import click
 import torch
@@ -7,6 +7,7 @@ from _experiment import chosen_layer, network_options, running, selection_option
 
 from cxlib import networks, runtime
 from cxlib.datasets.images import read
+from cxlib.explainers import cam
 from cxlib.metrics import masking
 from cxlib.review import selection
 
@@ -28,7 +29,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     limits = options["max_images"], options["max_images_below"]
     chosen = selection.both_sides(p_2, options["threshold"], limits, options["seed"])
     samples = read(data, "test")
-    blur = masking.Blur(options["blur_kernel"], options["blur_sigma"])
+    blur = masking.Blur(options["blur_kernel"], options["blur_sigma"]).at(image_size)
     with running([network, report, *samples.paths]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
         tapped = networks.explanation_layer(model, chosen_layer(layer))
@@ -42,7 +43,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
         results = run.map(samples, compute, chosen)
         if results is None:
             return
-        if results["constant"].all():
+        if results["constant"].all() and not set(explainers).isdisjoint(cam.MAPS):
             click.echo(
                 f"warning: the gradient is constant over the layer {layer} of {model.name}, so that GradCAM"
                 " and linear approximation are the same map, and XGradCAM too without negative activations: choose an"
@@ -54,6 +55,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
             chosen,
             unmasked=results["unmasked"],
             masked=results["masked"],
+            constant_gradient=results["constant"].all(),
             above=p_2[chosen] > options["threshold"],
             p_2=p_2[chosen],
             explainers=explainers,

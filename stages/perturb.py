@@ -8,8 +8,8 @@ import torch
 from _command import COUNT, POSITIVE, SharedStage, option, several
 from _experiment import network_options, running
 
-from cxlib import networks, runtime
-from cxlib.datasets.images import choose, read
+from cxlib import networks, runtime, taps
+from cxlib.datasets.images import choose, load, preprocessing, read
 from cxlib.review import perturbation
 
 
@@ -19,11 +19,17 @@ from cxlib.review import perturbation
 @several("--epsilons", float)
 @several("--n-iterations", POSITIVE)
 @option("--precision", click.Choice(runtime.PRECISIONS))
+@option("--dose-images", COUNT)
 @option("--max-images", COUNT)
 @option("--seed", COUNT)
 @option("--out")
-def main(network, data, image_size, crop, contrasts, epsilons, n_iterations, precision, max_images, seed, out):
-    """Write each image's changes of accuracy, p_t and y_t, target = label, to --out."""
+def main(
+    network, data, image_size, crop, contrasts, epsilons, n_iterations, precision, dose_images, max_images, seed, out
+):
+    """Write each image's changes of accuracy, p_t and y_t, target = label, to --out.
+
+    With --dose-images, so many training images say at which epsilon the contrasts are to be compared.
+    """
     precision = getattr(torch, precision)
     samples = read(data, "test")
     chosen = choose(range(len(samples)), max_images, seed)
@@ -44,6 +50,11 @@ def main(network, data, image_size, crop, contrasts, epsilons, n_iterations, pre
             agreement = perturbation.sign_agreement(model, x, labels, contrasts, precision)  # (contrasts, B)
             return {"changes": changes, "counts": counts, "agreement": agreement.T}
 
+        best = float("nan")
+        if dose_images:
+            train = read(data, "train")
+            x, labels = load(train, choose(range(len(train)), dose_images, seed), preprocessing(image_size, crop))
+            best = dose(model, x.to(run.device), labels, epsilons)
         results = run.map(samples, compute, chosen)
         if results is None:
             return
@@ -57,9 +68,18 @@ def main(network, data, image_size, crop, contrasts, epsilons, n_iterations, pre
             sign_agreement=results["agreement"].mean(0),  # (contrasts,)
             contrasts=contrasts,
             epsilons=epsilons,
+            dose=best,
             n_iterations=n_iterations,
             quantities=perturbation.Changes._fields,
         )
+
+
+def dose(model, x, labels, epsilons):
+    """`perturbation.dose` of training images x."""
+    with torch.no_grad():
+        p_t = taps.logits(model, x).softmax(1).cpu().gather(1, labels[:, None])[:, 0]
+    grid = perturbation.perturbation_grid(model, x, labels, ["original"], epsilons, [1])
+    return perturbation.dose(p_t, [grid["original", epsilon, 1].p_t.cpu() for epsilon in epsilons], epsilons)
 
 
 if __name__ == "__main__":

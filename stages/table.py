@@ -12,6 +12,10 @@ from cxlib import runtime
 from cxlib.review.report import claims as judged
 from cxlib.review.report import tables
 
+#: What the ledger is made of, by the kind of network that it is of; saturation is of the perturbed ones.
+FOLDERS = ("perturbed", "saturated", "masked", "localised", "related", "transformers")
+KIND_OF = {"saturated": "perturbed"}
+
 
 @click.group()
 def main():
@@ -39,17 +43,19 @@ def networks(networks, folder, threshold, curves, table, metrics):
     tested = tables.tested(reports, threshold)
     runtime.write_csv(table, tested)
     runtime.write_csv(curves, tables.training(reports))
-    runtime.write_metrics(metrics, {"accuracy": dict(zip(tested["network"], tested["test_accuracy"]))})
+    known = tested.dropna(subset="test_accuracy")
+    runtime.write_metrics(metrics, {"accuracy": dict(zip(known["network"], known["test_accuracy"]))})
 
 
-@command(networks_, folder_, option("--published"), option("--zeros"), option("--beside"))
-def perturbation(networks, folder, published, zeros, beside, table, metrics):
+@command(networks_, folder_, seed_, option("--published"), option("--zeros"), option("--doses"), option("--beside"))
+def perturbation(networks, folder, seed, published, zeros, doses, beside, table, metrics):
     """The table behind Figures 1 and 2, beside the published one; headlines are means over settings and networks."""
     cells = runtime.read_cells(folder, networks)
     changes = tables.perturbation(cells)
     with_published = tables.perturbation_vs_published(changes, pd.read_csv(published))
     runtime.write_csv(table, changes)
     runtime.write_csv(zeros, tables.zero_gradients(cells))
+    runtime.write_csv(doses, tables.doses(cells, np.random.default_rng(seed)))
     runtime.write_csv(beside, with_published)
     shown = changes[changes["contrast"].isin(["original", "weighted", "probability"])]
     close = {quantity: numbers["correlation"] for quantity, numbers in tables.closeness(with_published).items()}
@@ -116,21 +122,25 @@ def transformers(networks, folder, seed, blocks_table, table, metrics):
 
 
 @command(
-    several("--perturbed"), several("--masked"), seed_, option("--perturbation-folder"), option("--masking-folder"),
-    option("--localisation-folder"), option("--published-perturbation"), option("--published-table"),
+    *(several(f"--{kind}") for kind in ("perturbed", "masked", "localised", "related", "transformers")),
+    option("--norms-of"), seed_, *(option(f"--{kind}-folder") for kind in FOLDERS), option("--norms"),
+    option("--published-perturbation"), option("--published-table"),
 )  # fmt: skip
-def claims(
-    perturbed, masked, seed, perturbation_folder, masking_folder, localisation_folder, table, metrics, **printed
-):
-    """Every margin of the review's claims, each network's too, and the verdicts."""
-    rng = np.random.default_rng(seed)
-    changes, masks = runtime.read_cells(perturbation_folder, perturbed), runtime.read_cells(masking_folder, masked)
-    localised = runtime.read_cells(localisation_folder, masked)
-    margins = judged.perturbation_margins(changes, pd.read_csv(printed["published_perturbation"]), rng)
-    margins += judged.masking_margins(masks, pd.read_csv(printed["published_table"]), rng)
-    margins += judged.localisation_margins(localised, rng)
-    runtime.write_metrics(metrics, judged.verdicts(margins))
-    runtime.write_csv(table, pd.DataFrame(margins))
+def claims(norms, norms_of, seed, published_perturbation, published_table, table, metrics, **options):
+    """The ledger: every sentence of the review, judged on every network, and the verdicts."""
+    asked = {kind: options[KIND_OF.get(kind, kind)] for kind in FOLDERS}
+    cells = {kind: runtime.read_cells(options[f"{kind}_folder"], names) for kind, names in asked.items()}
+    margins = [
+        *judged.of_perturbation(cells["perturbed"], pd.read_csv(published_perturbation)),
+        *judged.of_masking(cells["masked"], pd.read_csv(published_table)),
+        *judged.of_localisation(cells["localised"]),
+        *judged.of_relations(cells["related"]),
+        *judged.of_transformers(cells["transformers"], cells["masked"]),
+        *judged.of_gradients(pd.read_csv(norms), norms_of, cells["saturated"]),
+    ]
+    ledger = judged.judge(margins, np.random.default_rng(seed))
+    runtime.write_metrics(metrics, judged.headlines(ledger))
+    runtime.write_csv(table, ledger)
 
 
 if __name__ == "__main__":

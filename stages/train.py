@@ -1,112 +1,102 @@
-"""Train one network on a folder of images, or take its weights as they are (0 epochs), and test it."""
+"""A network for the experiments, tested on a folder of images: as it came, with a probe, or fine-tuned."""
 
-import re
 from functools import partial
-from pathlib import Path
 
 import click
 import numpy as np
-import torch
-from _command import COUNT, POSITIVE, SharedStage, option
-from _experiment import image_options, running
+from _command import COUNT, POSITIVE, SharedStage, flag, option
+from _experiment import image_options
+from _training import working
+from torch import nn
 
 from cxlib import networks, runtime
-from cxlib.datasets.images import preprocessing, read
-from cxlib.training import fine_tune
+from cxlib.datasets.images import read
+from cxlib.networks.build import last_layer
+from cxlib.training import fine_tune, frozen
+from cxlib.training import probe as logistic
 
 
-@click.command(cls=SharedStage)
-@option("--architecture")
-@option("--weights")
-@option("--weights-path")
-@image_options
-@option("--epochs", COUNT)
-@option("--batch-size", POSITIVE)
-@option("--learning-rate", float)
-@option("--momentum", float)
-@option("--weight-decay", float)
-@option("--schedule", click.Choice(list(fine_tune.SCHEDULES)))
-@option("--clip", click.FloatRange(min=0))
-@option("--augmentation", click.Choice(list(fine_tune.AUGMENTATIONS)))
-@option("--batch-norm", click.Choice(list(fine_tune.BATCH_NORM)))
-@option("--precision", click.Choice(runtime.PRECISIONS))
-@option("--seed", COUNT)
-@option("--out")
-@option("--report")
-@option("--curves")
-def main(architecture, weights, weights_path, data, image_size, crop, seed, out, report, curves, **recipe):
-    """Write the trained network to --out, its test probabilities and training curves to --report.
+@click.group()
+def main():
+    """Write a network to --out, and its test probabilities, classes and training curves to --report.
 
     --weights is `random`, or NAME-HASH, the first eight hex digits of the file's SHA-256: the name says what is in it.
-    --curves is a folder for dvclive, written while training. An interrupted training goes on where it stood.
+    --curves is a folder for dvclive, written while training. Interrupted work goes on where it stood.
     """
-    if weights != "random" and not re.fullmatch(r".+-[0-9a-f]{8}", weights):
-        raise ValueError(
-            f"--weights {weights}: name weights by what is in them, NAME-<first 8 hex digits of the file's SHA-256>,"
-            f" and put a file of your own into {weights_path} under that name with .pth behind it"
-        )
-    recipe = fine_tune.Recipe(**recipe)
-    test, train = read(data, "test"), read(data, "train") if recipe.epochs else None
-    transform, labels = preprocessing(image_size, crop), np.array(test.labels)
-    inputs = [*Path(data).glob("*.txt"), *test.paths, *(train.paths if train else ())]
-    with running(inputs) as run:
-        n_classes = len(test.classes) if train or weights == "random" else None
-        with runtime.seeded(seed):
-            model = networks.build(architecture, None if weights == "random" else weights, n_classes, weights_path)
-        model.to(run.device, memory_format=torch.channels_last)
-        how = (test, transform, run.machine.batch_size, run.ranks, run.folder, run.machine.workers)
-        probabilities = partial(fine_tune.test, model, *how)
-        log = live(curves, run.ranks)
 
-        def accuracy(n_epochs):
-            p = probabilities(n_epochs)
-            return None if p is None else float((p.argmax(1) == labels).mean())
 
-        epochs = []
-        if train:
-            how = (recipe, image_size, run.machine.workers, seed, accuracy, run.ranks, run.folder)
-            for epoch in fine_tune.fine_tune(model, train, *how):
+def command(name, *options):
+    """A command of these options, and of those that all have."""
+
+    def decorated(function):
+        ours = (option("--architecture"), option("--weights"), option("--weights-path"), image_options)
+        for add in reversed((*ours, *options, option("--out"), option("--report"), option("--curves"))):
+            function = add(function)
+        return main.command(name, cls=SharedStage)(function)
+
+    return decorated
+
+
+@command("as_it_came", flag("--labels/--no-labels"))
+def as_it_came(labels, **options):
+    """No training. With --no-labels the images show other classes than the network knows: there is no accuracy."""
+    with working(options, "test", new_head=labels and options["weights"] == "random") as work:
+        classes = work.test.classes
+        if not labels:
+            work.labels[:] = -1
+            classes = networks.published_classes(work.model)
+        work.write(classes)
+
+
+@command("probe", option("--penalty", float), option("--gradient", float))
+def probe(penalty, gradient, **options):
+    """A new head on frozen features: logistic regression with an L2 --penalty, solved until --gradient is reached."""
+    train = read(options["data"], "train")
+    with working(options, "train", "test") as work:
+        head = last_layer(work.model.inner)
+        with frozen.without(work.model, head) as old:
+            if not isinstance(old, nn.Linear):
+                raise ValueError(
+                    f"{options['architecture']} has no linear last layer for a probe to replace: fine-tune it"
+                )
+            features = work.features(work.model, train, "features")
+        fitted = logistic.fit(features, np.array(train.labels), len(train.classes), penalty, gradient)
+        work.model.inner.set_submodule(head, networks.freeze(fitted.layer()).to(work.run.device))
+        work.write(train.classes)
+
+
+@command(
+    "fine_tune", option("--frozen"), option("--epochs", COUNT), option("--batch-size", POSITIVE),
+    option("--optimiser", click.Choice(list(fine_tune.OPTIMISERS))), option("--learning-rate", float),
+    option("--momentum", float), option("--weight-decay", float),
+    option("--schedule", click.Choice(list(fine_tune.SCHEDULES))), option("--clip", click.FloatRange(min=0)),
+    option("--augmentation", click.Choice(list(fine_tune.AUGMENTATIONS))),
+    option("--batch-norm", click.Choice(list(fine_tune.BATCH_NORM))),
+    option("--precision", click.Choice(runtime.PRECISIONS)), option("--seed", COUNT),
+)  # fmt: skip
+def tune(seed, **options):
+    """All weights are trained; or all but --frozen, a part that sees the images first (`none`: all are).
+
+    After 0 --epochs it has the weights that it came with, behind them a new head where the classes are others.
+    """
+    recipe = fine_tune.Recipe(**{name: options.pop(name) for name in fine_tune.Recipe.__annotations__})
+    train = read(options["data"], "train")
+    with working(options | {"seed": seed}, "train", "test", new_head=True) as work:
+        run, measure = work.run, lambda n_epochs: work.accuracy(work.probabilities(n_epochs))
+        with frozen.behind(work.model, options.pop("frozen")) as (forward, rest):
+            source = fine_tune.Augmented(train, recipe.augmentation, options["image_size"], seed)
+            if forward and recipe.augmentation != "none":
+                raise ValueError("what a frozen part makes of an image is computed once: --augmentation none")
+            if forward:
+                source = fine_tune.Kept(work.features(forward, train, "train"), train.labels)
+                shown = fine_tune.Kept(work.features(forward, work.test, "test"), work.labels)
+                measure = partial(frozen.accuracy, rest, shown)
+            how = (recipe, run.machine.workers, seed, measure, run.ranks, run.folder)
+            epochs = []
+            for epoch in fine_tune.fine_tune(rest, source, *how):
                 epochs.append(epoch)
-                log(len(epochs), training_loss=epoch.loss, test_accuracy=epoch.measured)
-        p = probabilities(len(epochs))
-        if p is None:
-            return
-        if p.shape[1] != len(test.classes):
-            raise ValueError(
-                f"{architecture} with weights {weights} tells {p.shape[1]} classes apart, {data} has"
-                f" {len(test.classes)}: train it, --epochs 1 or more"
-            )
-        networks.save(model, out)
-        losses, accuracies = (np.array([epoch[i] for epoch in epochs]) for i in range(2))
-        results = {"probabilities": p, "labels": labels, "losses": losses, "accuracies": accuracies}
-        runtime.write_arrays(report, **results, computed_by=np.array(runtime.computed_by(run.device)))
-        reached = float((p.argmax(1) == labels).mean())
-        if not epochs:
-            log(0, test_accuracy=reached)
-        click.echo(f"{architecture}: test accuracy {reached:.1%} of {len(test)} images")
-
-
-def live(folder, ranks):
-    """A function that logs an epoch's numbers for `dvc plots`; on rank 0, where dvclive is installed."""
-    curves = None
-
-    def log(epoch, **values):
-        nonlocal curves
-        if ranks.rank:
-            return
-        if curves is None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            try:
-                from dvclive import Live
-            except ImportError:
-                return
-            curves = Live(folder, save_dvc_exp=False, dvcyaml=None)
-        # Neither next_step() nor end(): both would add a summary to the folder, which is no curve.
-        curves.step = epoch
-        for name, value in values.items():
-            curves.log_metric(name, value)
-
-    return log
+                work.log(len(epochs), training_loss=epoch.loss, test_accuracy=epoch.measured)
+        work.write(train.classes, *map(list, zip(*epochs)))
 
 
 if __name__ == "__main__":

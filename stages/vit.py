@@ -38,7 +38,8 @@ def main(network, report, data, image_size, crop, baselines, rules, out, **optio
         known = parts.read(data, options["disc_radius"])
         regions = parts.regions(known, samples, leading.tolist(), image_size, crop)
     shown = (np.array(samples.labels) == leading[:, 1]).astype(int)
-    hidden = (variants.SIGNED, baselines, rules, masking.Blur(options["blur_kernel"], options["blur_sigma"]))
+    blur = masking.Blur(options["blur_kernel"], options["blur_sigma"]).at(image_size)
+    hidden = (variants.SIGNED, baselines, rules, blur)
 
     with running([network, report, *samples.paths]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)

@@ -28,7 +28,8 @@ def main(network, report, data, image_size, crop, max_images, out, **options):
     device = runtime.device(machine.device, machine.threads)
     model = networks.load(network).to(device)
     samples = read(data, "test")
-    leading = selection.leading(runtime.read_arrays(report)["probabilities"])
+    tested = runtime.read_arrays(report)
+    leading = selection.leading(tested["probabilities"])
     chosen = np.argsort(-leading.probabilities[:, 1], kind="stable")[:max_images].tolist()
     x, _ = load(samples, chosen, preprocessing(image_size, crop), device)
     targets, stacked = torch.from_numpy(leading.classes[chosen]), []
@@ -37,7 +38,7 @@ def main(network, report, data, image_size, crop, max_images, out, **options):
         stacked.append(resized(maps.flatten(1, 2), x.shape[-2:]).unflatten(1, maps.shape[1:3]))
     maps = torch.stack(stacked, 1).transpose(2, 3)  # (images, explainers, variants, classes, H, W)
     axes = {"explainers": list(vit.MAPS), "contrasts": list(variants.VARIANTS)}
-    write_maps(out, samples, chosen, leading, x, maps, **axes)
+    write_maps(out, samples, chosen, leading, tested["classes"], x, maps, **axes)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import sys
 import pytest
 from test_params import ROOT, load_module
 
+from cxlib.datasets.images import read
+
 SIZES = (100, 40)  # images to train on and to test on
 MASKED = [
     "--explainers",
@@ -41,8 +43,16 @@ def estimate():
         ("perturb@x", ["--max_images", "10"], 2.0, (10, 20.0)),
         ("perturb@x", ["--max_images", "0"], 2.0, (40, 80.0)),
         ("perturb@x", ["--max_images", "50"], 2.0, (40, 80.0)),
-        ("train@x", ["--epochs", "0"], (2.0, 5.0), (40, 80.0)),
-        ("train@x", ["--epochs", "3"], (2.0, 5.0), (420, 3 * 100 * 5.0 + 3 * 40 * 2.0)),
+        ("train@x", ["fine_tune", "--epochs", "3"], (2.0, 5.0), (420, 3 * 100 * 5.0 + 3 * 40 * 2.0)),
+        ("train@x", ["fine_tune", "--epochs", "0"], (2.0, 5.0), (40, 80.0)),
+        ("train@x", ["fine_tune", "--frozen", "none", "--epochs", "3"], (2.0, 5.0), (420, 1740.0)),
+        # Behind a frozen part, the part's work on every image is done once, whatever the epochs.
+        ("train@x", ["fine_tune", "--frozen", "trunk", "--epochs", "3"], (2.0, 5.0), (440, 300 * 5.0 + 140 * 2.0)),
+        ("train@x", ["as_it_came", "--labels"], (2.0, 5.0), (40, 80.0)),
+        # The features of every training image once, as dear as its test.
+        ("train@x", ["probe", "--penalty", "0.003"], (2.0, 5.0), (140, 280.0)),
+        ("relate@x", ["--max_images", "10"], 2.0, (10, 20.0)),
+        ("relate@x", ["--max_images", "0"], 2.0, (40, 80.0)),
         ("data@x", [], 0.5, (140, 70.0)),
         ("maps@x", ["--max_images", "4"], 2.0, (0, 0.0)),
     ],
@@ -58,6 +68,14 @@ def test_every_mask_costs_at_least_a_forward_pass(estimate):
     assert n == 20 + 5
     assert seconds == pytest.approx(25 * 48 * estimate.DISTINCT * 0.1)
     assert estimate.work("mask@x", words, SIZES, 100.0, 0.1)[1] == pytest.approx(25 * 100.0)
+
+
+@pytest.mark.parametrize(("name", "n_train"), [("synthbirds", 16), ("cub", 16), ("imagenet", 0), ("photographs", 0)])
+def test_made_up_data_are_read_as_the_data_set_is(estimate, tmp_path, name, n_train):
+    estimate.made_up(tmp_path / name, name, 2)
+    assert len(read(tmp_path / name, "test")) == 16
+    if n_train:
+        assert len(read(tmp_path / name, "train")) == n_train
 
 
 def test_a_profile_that_there_is_not_is_named(tmp_path):

@@ -1,11 +1,12 @@
 """Explainers agree with captum and grad-cam where these have them, and with algebra where they have not."""
 
+import re
 from inspect import signature
 
 import pytest
 import torch
 from captum.attr import LayerGradCam, LayerGradientXActivation, Saliency
-from pytorch_grad_cam import GradCAM, HiResCAM, XGradCAM
+from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, XGradCAM
 from test_contrasts import OBJECTIVES
 from torch import nn
 
@@ -19,7 +20,7 @@ from cxlib.metrics import masking
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
 
 LINEAR = ["gradient", "gradcam", "linear_approximation", "xgradcam"]
-OF_ANY_NETWORK = [name for name in EXPLAINERS if name not in vit.MAPS]  # the others: test_vit.py
+OF_ANY_NETWORK = [name for name in EXPLAINERS if name not in vit.MAPS | vit.PUBLISHED]  # the others: test_vit.py
 
 
 def assert_same(actual, expected, tolerance=1e-5):
@@ -129,6 +130,101 @@ def test_a_silent_channel_leaves_xgradcam_finite():
     assert torch.equal(cam.xgradcam(activation, torch.ones(2, 3, 3)), torch.full((3, 3), 9 / (9 + cam.TINY)))
 
 
+# --- GradCAM++, which is not linear ---
+
+
+def literal_plus_plus_weights(activation, gradient, eps=0.0):
+    """Eq. 19 and the weights of the paper, a number at a time: (C, h, w) twice -> (C,)."""
+    weights = []
+    for a, g in zip(activation.tolist(), gradient.tolist()):
+        total, weight = sum(map(sum, a)), 0.0
+        for slope in (slope for row in g for slope in row):
+            denominator = 2 * slope**2 + total * slope**3 + eps
+            alpha = slope**2 / (denominator if denominator != 0 else 1)
+            weight += alpha * max(slope, 0)
+        weights.append(weight)
+    return torch.tensor(weights, dtype=torch.float64)
+
+
+def activation_and_gradient(scale=1.0):
+    """Of a layer that ends in a ReLU; some gradients are 0."""
+    generator = torch.Generator().manual_seed(2)
+    activation, gradient = torch.randn(2, 7, 5, 6, generator=generator, dtype=torch.float64)
+    return activation.clamp(min=0), gradient.mul(scale).masked_fill(gradient.abs() < 0.2, 0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
+def test_grad_cam_plus_plus_is_eq_19_a_number_at_a_time(scale):
+    activation, gradient = activation_and_gradient(scale)
+    activation[3] = 0  # a channel that is silent
+    expected = torch.einsum("k,kij->ij", literal_plus_plus_weights(activation, gradient), activation)
+    assert_same(cam.gradcam_plus_plus(activation, gradient), expected, 1e-12)
+
+
+def test_grad_cam_plus_plus_stays_finite_where_its_denominator_is_0():
+    activation, gradient = torch.tensor([[[-1.0, -1]]]), torch.tensor([[[1.0, 0]]])  # A g = -2, and g = 0
+    assert torch.equal(cam.gradcam_plus_plus(activation, gradient), activation[0])
+    assert not cam.gradcam_plus_plus(activation, torch.zeros(1, 1, 2)).any()
+
+
+def test_small_gradients_keep_their_grad_cam_plus_plus_in_float32():
+    """There g^3, and then g^2, is 0."""
+    activation, gradient = (values.float() for values in activation_and_gradient(1e-3))
+    for scale in (1e-17, 1e-27):
+        actual = cam.gradcam_plus_plus(activation, scale * gradient) / scale
+        expected = (0.5 * gradient.clamp(min=0).sum((-2, -1), keepdim=True) * activation).sum(0)
+        assert_same(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("layer", ["features.2", "features.6"])
+def test_grad_cams_plus_plus_has_the_same_weights_where_its_epsilon_is_small(network, images, targets, layer):
+    """It adds 1e-6 to every denominator, about 2 g^2 of a gradient of 1e-3; then it resizes and stretches its maps."""
+    recorded = taps.record(network, images, networks.explanation_layer(network, layer))
+    gradient = recorded.pull_back(cotangent("original", recorded.logits, targets))
+    activation = recorded.activation
+    ours = explain(network, images, targets, "gradcam++", "original", layer, upsample=False)
+    assert torch.equal(ours, cam.gradcam_plus_plus(activation, gradient))
+    with GradCAMPlusPlus(network, [network.features[2]]) as method:
+        theirs, of_larger = (
+            torch.from_numpy(method.get_cam_weights(None, None, None, activation.numpy(), (c * gradient).numpy()))
+            for c in (1, 1e3)
+        )
+    with_epsilon = [literal_plus_plus_weights(a, g, eps=1e-6) for a, g in zip(activation, gradient)]
+    torch.testing.assert_close(theirs, torch.stack(with_epsilon))
+    expected = torch.einsum("bk,bkij->bij", of_larger, activation)
+    assert_same(cam.gradcam_plus_plus(activation, 1e3 * gradient), expected, 1e-3)
+
+
+def test_grad_cam_plus_plus_changes_its_shape_with_the_cotangents_scale():
+    """alpha(c g) = 1 / (2 + c A g): half the gradients' sum as c -> 0, the share of positive ones over A beyond."""
+    activation, gradient = activation_and_gradient()
+    positive = gradient.clamp(min=0)
+
+    def scaled(c):
+        return cam.gradcam_plus_plus(activation, c * gradient)
+
+    def weighted(weights):
+        return torch.einsum("k,kij->ij", weights, activation)
+
+    total = activation.sum((-2, -1))
+    for c in (0.1, 1.0, 7.0):
+        alpha = 1 / (2 + c * total[:, None, None] * gradient)
+        assert_same(scaled(c), c * weighted((alpha * positive).sum((-2, -1))), 1e-12)
+    assert_same(scaled(1e-9) / 1e-9, weighted(positive.sum((-2, -1)) / 2), 1e-6)
+    assert_same(scaled(1e9), weighted((gradient > 0).sum((-2, -1)) / total), 1e-6)
+    low, middle = (scaled(c) / scaled(c).abs().max() for c in (1e-9, 1.0))
+    assert (low - middle).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("explainer", cam.MAPS)
+def test_of_the_cams_only_grad_cam_plus_plus_tells_probability_from_weighted(flat, images, targets, explainer):
+    """Their cotangents are one vector, p_t (1 - p_t) apart."""
+    weighted, probability = explain(flat, images, targets, explainer, ["weighted", "probability"], "features.6")
+    p_t = flat(images).softmax(-1).gather(-1, targets[:, None])[..., None]
+    difference = (probability / (p_t * (1 - p_t)) - weighted).abs().amax((-2, -1)) / weighted.abs().amax((-2, -1))
+    assert (difference > 0.01).all() if explainer == "gradcam++" else (difference < 1e-9).all()
+
+
 @pytest.mark.parametrize("contrast", CONTRASTS)
 @pytest.mark.parametrize("explainer", LINEAR)
 def test_the_map_of_a_contrast_is_the_contrast_of_the_classes_maps(network, images, targets, explainer, contrast):
@@ -222,7 +318,7 @@ def test_relu_keeps_the_positive_part_at_the_layers_resolution(network, images, 
 
 
 def cams(network, images, targets, layer):
-    return [explain(network, images, targets, name, "weighted", layer) for name in cam.MAPS]
+    return [explain(network, images, targets, name, "weighted", layer) for name in LINEAR if name in cam.MAPS]
 
 
 def gradients_at(network, images, layer):
@@ -310,7 +406,7 @@ def test_unknown_names_are_answered_with_the_list(network, images, targets):
 
 @pytest.mark.parametrize("explainer", cam.MAPS)
 def test_a_layer_without_a_spatial_map_is_refused(network, images, targets, explainer):
-    with pytest.raises(ValueError, match=rf"{explainer} needs a layer with output \(B, C, h, w\)"):
+    with pytest.raises(ValueError, match=rf"{re.escape(explainer)} needs a layer with output \(B, C, h, w\)"):
         explain(network, images, targets, explainer, layer="head")
 
 

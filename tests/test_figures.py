@@ -15,11 +15,12 @@ from test_tables_claims import (
     perturbation_cell,
     published,
     saturation_cell,
+    synthetic,
 )
 from test_variants import compared_cell
 
 from cxlib import overlay, runtime
-from cxlib.review.report import figures, tables
+from cxlib.review.report import claims, figures, tables
 
 CONTRASTS = ("original", "mean", "max", "weighted")
 EDGES = [0.1, 0.01, 0.001]
@@ -62,10 +63,29 @@ def beside():
     return tables.perturbation_vs_published(changes, published("fig1_fig2_digitised"))
 
 
+def judged(published=0.2, note="by construction"):
+    """A ledger with a row of every verdict."""
+    margins = [
+        synthetic("claim_2", "t2_published", 0.1, published=published),
+        synthetic("claim_2", "t2_published", -0.1, network="other", note=note),
+        synthetic("3.1_mean", "p_t_mean_minus_original", 0.001, 0.002, kind="equivalence", bound=0.005, note=note),
+        synthetic("3.1_mean", "few", 0.0, n_images=8, kind="equivalence", bound=0.005, published=published),
+        synthetic("eq_4", "correlation", 1.0, 0.0, kind="identity"),
+        synthetic("4.3_weights", "nothing", 0.0, 0.0),
+    ]
+    return claims.judge(margins, np.random.default_rng(0))
+
+
+def dosed():
+    cells = {"a": perturbation_cell(dose=3e-3), "b": perturbation_cell(1)}
+    return tables.doses(cells, np.random.default_rng(0))
+
+
 #: What each figure is drawn from, as the stages make it of two networks.
 CONTENT = {
     "figure_1_2": lambda rng: tables.perturbation({"a": perturbation_cell(), "b": perturbation_cell(1)}),
     "perturbation_vs_published": lambda rng: beside(),
+    "doses": lambda rng: dosed(),
     "saturation": lambda rng: tables.saturation({"a": saturation_cell([0.2, 0.6, 0.495, 0.995])}),
     "figure_6": lambda rng: gradient_norms(),
     "table1": lambda rng: tables.with_published(tables.masking({"a": masking_cell()}, True, rng), published("table1")),
@@ -77,6 +97,7 @@ CONTENT = {
     "figure_5": lambda rng: some_maps() | {"contrasts": np.array(["standard", "without_relu"])},
     "vit": lambda rng: tables.transformers({"a": compared_cell(), "b": compared_cell()}, rng),
     "vit_blocks": lambda rng: tables.transformer_blocks({"a": compared_cell()}, rng),
+    "ledger": lambda rng: judged(),
 }
 
 
@@ -355,3 +376,99 @@ def test_every_dot_of_figure_5_is_its_value_with_its_interval(drawn, rng, kind):
                 assert [ticks[round(x)] for x in line.get_xdata()] == [str(name) for name in rows[kind]]
                 segments = np.array(bars.get_segments())
                 np.testing.assert_array_equal(segments[..., 1], rows[["low", "high"]])
+
+
+@pytest.mark.parametrize(("published", "note"), [(0.2, ""), (np.nan, "a note"), (np.nan, "")])
+def test_a_ledger_without_published_values_or_notes_is_drawn_too(published, note, tmp_path):
+    runtime.write_csv(tmp_path / "claims.csv", judged(published, note))
+    table = pd.read_csv(tmp_path / "claims.csv")
+    assert table["published"].isna().all() == np.isnan(published)
+    assert table["note"].isna().all() == (note == "")
+    for name in ("first", "second"):
+        figures.ledger(table, tmp_path / f"{name}.png")
+    figures.ledger(judged(published, note), tmp_path / "not_from_a_file.png")
+    pictures = [(tmp_path / f"{name}.png").read_bytes() for name in ("first", "second")]
+    assert pictures[0] == pictures[1]
+    assert imread(tmp_path / "first.png").std() > 0.05
+    assert imread(tmp_path / "first.png").shape == imread(tmp_path / "not_from_a_file.png").shape
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_every_line_of_the_ledger_is_its_margin_under_its_sentence(drawn, from_file, tmp_path):
+    table = judged()
+    if from_file:
+        runtime.write_csv(tmp_path / "claims.csv", table)
+        table = pd.read_csv(tmp_path / "claims.csv")
+    assert set(table["verdict"]) == set(figures.VERDICTS)
+    figures.ledger(table, "unused.png")
+    (axis,) = drawn[0].axes
+    texts = {}
+    for text in axis.texts:
+        texts.setdefault(text.get_position()[1], []).append(text)
+    lines = {}
+    for line in axis.lines[:-1]:  # the last one is zero
+        lines.setdefault(line.get_ydata()[0], []).append(line)
+    bounds = {round(bar.get_y() + bar.get_height() / 2): bar for bar in axis.patches}
+    y, said = 0, None
+    for row in table.itertuples():
+        if row.statement != said:
+            said = row.statement
+            (heading,) = texts.pop(y)
+            section, sentence = claims.STATEMENTS[said]
+            assert heading.get_text() == f"{said}  ({section}): {sentence}"
+            y += 1
+        name, network, numbers, verdict = texts.pop(y)
+        assert name.get_text() == row.margin.replace("_", " ")
+        assert network.get_text() == row.network
+        assert numbers.get_text().split() == [
+            f"{row.mean:+.3f}",
+            f"[{row.low:+.3f},",
+            f"{row.high:+.3f}]",
+            *("n", "=", str(row.n_images)),
+        ]
+        noted = isinstance(row.note, str) and row.note
+        assert verdict.get_text() == (f"{row.verdict} ({row.note})" if noted else row.verdict)
+        interval, dot, *printed = lines.pop(y)
+        widest = max(abs(v) for v in (row.mean, row.low, row.high, row.bound, row.published) if not np.isnan(v)) or 1
+        np.testing.assert_allclose(interval.get_xdata(), [row.low / widest, row.high / widest])
+        np.testing.assert_allclose(dot.get_xdata(), [row.mean / widest])
+        for shown in (interval, dot, verdict):
+            assert to_rgba(shown.get_color()) == to_rgba(figures.VERDICTS[row.verdict])
+        assert len(printed) == (not np.isnan(row.published))
+        for diamond in printed:
+            assert diamond.get_marker() == "D"
+            np.testing.assert_allclose(diamond.get_xdata(), [row.published / widest])
+        assert (y in bounds) == (row.kind == "equivalence")
+        if y in bounds:
+            bar = bounds[y]
+            edges = [bar.get_x(), bar.get_x() + bar.get_width()]
+            np.testing.assert_allclose(edges, [-row.bound / widest, row.bound / widest])
+        y += 1
+    assert texts == lines == {}
+    bottom, top = axis.get_ylim()
+    assert top < 0 < y - 1 < bottom
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [*figures.VERDICTS, "published"]
+
+
+def test_a_ledger_without_rows_is_drawn(tmp_path):
+    runtime.write_csv(tmp_path / "claims.csv", claims.judge([], np.random.default_rng(0)))
+    figures.ledger(pd.read_csv(tmp_path / "claims.csv"), tmp_path / "empty.png")
+    assert imread(tmp_path / "empty.png").std() > 0
+
+
+def test_every_dose_is_the_margin_of_its_row_and_the_chosen_one_is_marked(drawn):
+    table = dosed()
+    figures.doses(table, "unused.png")
+    axes = np.array(drawn[0].axes).reshape(2, 3)
+    for (i, network), (j, quantity) in product(enumerate("ab"), enumerate(("accuracy", "p_t", "y_t"))):
+        axis = axes[i, j]
+        assert axis.get_title() == f"{network}: {figures.LABELS[quantity]}"
+        rows = table[(table["network"] == network) & (table["quantity"] == quantity) & (table["n_iterations"] == 10)]
+        curves = {line.get_label(): line for line in axis.lines if line.get_marker() == "o"}
+        assert list(curves) == list(CONTRASTS[1:])
+        for contrast, line in curves.items():
+            own = rows[rows["contrast"] == contrast]
+            np.testing.assert_array_equal(line.get_data(), [own["epsilon"], own["margin"]])
+            assert to_rgba(line.get_color()) == to_rgba(figures.COLOURS[contrast])
+        marked = [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == ":"]
+        assert marked == ([3e-3] if network == "a" else [])

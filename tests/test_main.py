@@ -139,6 +139,46 @@ def test_names_come_from_beside_the_weights_or_from_torchvision(tmp_path):
     assert cli.class_names(model, 4, "squeezenet1_1", "birds", str(tmp_path), None) == ["0", "1", "2", "3"]
 
 
+def names(model, network, weights, n_classes=1000):
+    return cli.class_names(model, n_classes, network, weights, None, None)
+
+
+def test_names_of_timms_networks_are_those_of_its_weights():
+    with torch.device("meta"):
+        model = networks.build("tf_efficientnet_lite0")
+    for weights in ("DEFAULT", "efficientnet-lite0-57934424"):
+        told = names(model, "tf_efficientnet_lite0", weights)
+        assert (len(told), told[0], told[22], told[251], told[999]) == (
+            1000, "tench", "bald eagle", "dalmatian", "toilet tissue",
+        )  # fmt: skip
+    assert names(model, "tf_efficientnet_lite0", "random") == [str(index) for index in range(1000)]
+    assert names(model, "tf_efficientnet_lite0", "DEFAULT", 3) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "squeezenet1_1"])
+def test_a_file_of_ones_own_has_no_names_that_others_published(tmp_path, name):
+    """A thousand outputs are not ImageNet's for that."""
+    with torch.device("meta"):
+        model = networks.build(name)
+    indices = [str(index) for index in range(1000)]
+    assert names(model, name, "DEFAULT")[0] == "tench"
+    for file in (tmp_path / "mine.pt", tmp_path / "mine.pth"):
+        assert names(model, str(file), "DEFAULT") == indices
+        assert names(model, name, str(file)) == indices
+        (tmp_path / "classes.txt").write_text("\n".join(f"bird {index}" for index in indices))
+        assert names(model, name, str(file))[999] == names(model, str(file), "DEFAULT")[999] == "bird 999"
+        (tmp_path / "classes.txt").unlink()
+
+
+@pytest.mark.parametrize("name", ["vit_mini", "vit_lite0", "vgg16_bn_narrow"])
+def test_our_own_networks_have_no_published_names(name):
+    """Nobody publishes weights for their heads, even where there are a thousand classes."""
+    with torch.device("meta"):
+        model = networks.build(name)
+    assert networks.published_classes(model) == []
+    assert names(model, name, "DEFAULT") == [str(index) for index in range(1000)]
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -1,5 +1,6 @@
-"""Equal-area blur and mask (Table 1), against literal loops over images, settings and pixels."""
+"""Blur and mask (Table 1), against literal loops over images, settings and pixels."""
 
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torchvision.transforms.functional import gaussian_blur as torchvision_blur
 
 from cxlib import networks
-from cxlib.explainers import cam, explain
+from cxlib.explainers import EXPLAINERS, cam, explain, vit
 from cxlib.metrics.masking import (
     BASELINES,
     FEATURES,
@@ -75,6 +76,20 @@ def test_a_blur_that_reaches_further_than_the_image_or_has_no_centre_is_refused(
         BASELINES["gaussian_blur"](torch.zeros(1, 3, *size), ZERO, Blur(kernel, 15.0))
 
 
+def test_a_blur_takes_as_much_of_an_image_of_any_size():
+    published = Blur(101, 15.0)
+    assert published.at(224) == published
+    kernel, sigma = published.at(160)  # 50 pixels to either side: 35.7
+    assert (kernel, sigma) == (73, pytest.approx(10.7142857))
+    assert published.at(448) == (201, 30.0)
+    for size in range(16, 500):
+        kernel, sigma = published.at(size)
+        assert kernel % 2 == 1
+        assert (kernel - 1) / 2 == pytest.approx(50 * size / 224, abs=0.5)
+        assert sigma / size == pytest.approx(15 / 224)
+        assert kernel // 2 < size, "it fits into the image"
+
+
 def test_zeros_is_the_colour_that_the_network_sees_as_zero(network, images):
     wrapped = networks.Network("tiny", network, {})
     replaced = BASELINES["zeros"](images.float(), wrapped.mean, SMALL)
@@ -124,7 +139,19 @@ def literal_equal_kept(maps, features):
     return kept
 
 
-LITERAL = {"published": literal_published, "equal_kept": literal_equal_kept}
+def literal_unequal(maps, features):
+    kept = np.zeros(maps.shape, dtype=bool)
+    for place in np.ndindex(maps.shape):
+        kept[place] = maps[place] > 0 if features == "positive" else maps[place] < 0
+    return kept
+
+
+LITERAL = {"published": literal_published, "equal_kept": literal_equal_kept, "unequal": literal_unequal}
+EQUAL = ["published", "equal_kept"]
+
+
+def test_every_rule_has_a_literal_one():
+    assert list(LITERAL) == list(RULES)
 
 
 def kept_by(rule, maps, features):
@@ -147,7 +174,7 @@ def test_a_rule_is_what_its_words_say(rule, features):
 
 
 @pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EQUAL)
 def test_both_maps_of_an_image_keep_the_same_number_of_pixels(rule, features):
     counts = kept_by(rule, some_maps(), features).sum((-2, -1))
     assert torch.equal(counts[:, 0], counts[:, 1])
@@ -216,7 +243,8 @@ def test_a_map_without_features_of_the_kind_keeps_none_of_them_under_equal_kept(
 def slow_blur_and_mask(wrapped, image, layer, explainers, contrasts, baselines, rules, blur):
     """One image, a setting at a time, masking the normalised image as the published code does.
 
-    The count of hidden pixels is that of original and weighted; a third contrast hides as many.
+    The count of hidden pixels is that of original and weighted under the rules of equal area; a third contrast hides
+    as many.
     """
     x = image[None]
     normalised = (x - wrapped.mean) / wrapped.std
@@ -231,17 +259,22 @@ def slow_blur_and_mask(wrapped, image, layer, explainers, contrasts, baselines, 
         "zeros": torch.zeros_like(normalised),
         "channel_mean": normalised.mean((2, 3), keepdim=True).expand_as(normalised),
     }
+
+    @cache
+    def the_map(explainer, t, contrast):
+        return explain(wrapped, x, torch.tensor([leading[t]]), explainer, contrast, layer).numpy()  # (1, H, W)
+
     masked = []
     for explainer, t, baseline, features in product(explainers, range(2), baselines, FEATURES):
-        target = torch.tensor([leading[t]])
-        of = {c: explain(wrapped, x, target, explainer, c, layer)[0].numpy() for c in ("original", "weighted")}
         for contrast, rule in product(contrasts, rules):
-            pair = np.stack(list(of.values()))
-            if contrast in of:
-                kept = LITERAL[rule](pair, features)[list(of).index(contrast)]
+            own, area = the_map(explainer, t, contrast), ["original", "weighted"]
+            pair = np.concatenate([the_map(explainer, t, name) for name in area])
+            if contrast in area:
+                kept = LITERAL[rule](pair, features)[area.index(contrast)]
+            elif rule == "unequal":
+                kept = LITERAL[rule](own, features)[0]
             else:
-                n_kept = LITERAL[rule](pair, features)[0].sum()
-                ranks = literal_ranks(explain(wrapped, x, target, explainer, contrast, layer).numpy())[0]
+                n_kept, ranks = LITERAL[rule](pair, features)[0].sum(), literal_ranks(own)[0]
                 kept = ranks >= ranks.size - n_kept if features == "positive" else ranks < n_kept
             masked.append(value(torch.where(torch.from_numpy(kept), normalised, replacements[baseline]), t))
     shape = (len(explainers), 2, len(baselines), len(FEATURES), len(contrasts), len(rules))
@@ -252,7 +285,11 @@ def wrap(network):
     return networks.freeze(networks.Network("tiny", network, {})).double()
 
 
-EXPERIMENT = (list(cam.MAPS), ["original", "normalised", "weighted"], list(BASELINES), list(LITERAL), SMALL)
+# All that explain a network of any kind; the CAMs' maps are 8 x 8, the others' 16 x 16.
+OF_ANY_NETWORK = [name for name in EXPLAINERS if name not in vit.MAPS | vit.PUBLISHED]
+EXPERIMENT = (OF_ANY_NETWORK, ["original", "normalised", "weighted"], list(BASELINES), list(LITERAL), SMALL)
+# One map behind the last convolution of a network that pools.
+COINCIDE = ["gradcam", "linear_approximation", "xgradcam"]
 
 
 def experiment(network, images, layer, chunk=50):
@@ -265,7 +302,7 @@ def test_the_experiment_is_every_setting_done_slowly(network, images, chunk):
     layer = network.features[4]
     unmasked, masked, _, _ = experiment(wrapped, images, layer, chunk)
     assert unmasked.dtype == masked.dtype == torch.float64
-    assert masked.shape == (4, 3, 2, 3, 2, 3, 2)
+    assert masked.shape == (4, 6, 2, 3, 2, 3, 3)
     for i, image in enumerate(images):
         expected_unmasked, expected = slow_blur_and_mask(wrapped, image, layer, *EXPERIMENT)
         torch.testing.assert_close(unmasked[i].float(), expected_unmasked.float(), rtol=0, atol=1e-6)
@@ -299,6 +336,16 @@ def test_contrasts_without_the_pair_that_sets_the_area_are_refused(network, imag
         blur_and_mask(wrap(network), images, network.features[4], explainers, ["original", "normalised"], *rest, 50)
 
 
+def test_all_the_cams_share_one_forward_pass_and_explainers_of_the_whole_network_change_none_of_theirs(network, images):
+    passes = []
+    network.register_forward_hook(lambda *_: passes.append(1))
+    layer, wrapped, (_, *rest) = network.features[4], wrap(network), EXPERIMENT
+    alone = blur_and_mask(wrapped, images, layer, list(cam.MAPS), *rest, 10**6)
+    assert len(passes) == 1 + 4, "one for the maps, one for each image's masks"
+    mixed = blur_and_mask(wrapped, images, layer, ["gradient", *cam.MAPS], *rest, 10**6)
+    assert torch.equal(mixed.masked[:, 1:], alone.masked)
+
+
 def test_masks_that_hide_the_same_pixels_are_evaluated_once(pooled, images, monkeypatch):
     """Behind the last convolution the explainers are one map up to rounding, so that many masks are the same.
 
@@ -306,7 +353,7 @@ def test_masks_that_hide_the_same_pixels_are_evaluated_once(pooled, images, monk
     """
     wrapped, seen = wrap(pooled), []
     pooled.register_forward_hook(lambda _module, inputs, _output: seen.extend(inputs[0].unbind()))
-    result = experiment(wrapped, images, pooled.features[6], chunk=13)
+    result = blur_and_mask(wrapped, images, pooled.features[6], COINCIDE, *EXPERIMENT[1:], 13)
     masked = torch.stack(seen[4:])  # behind the forward pass of the four images
     assert result.n_evaluated == len(masked) < 0.5 * result.masked.numel()
     values, counts = torch.unique(masked.flatten(1), dim=0, return_counts=True)
@@ -345,7 +392,7 @@ def test_relative_probabilities_of_the_unmasked_leaders_sum_to_one_and_the_first
 )
 def test_the_flag_tells_a_layer_where_the_cams_coincide(request, images, kind, layer, constant):
     network = request.getfixturevalue(kind)
-    result = experiment(wrap(network), images, network.features[layer])
+    result = blur_and_mask(wrap(network), images, network.features[layer], COINCIDE, *EXPERIMENT[1:], 50)
     assert result.constant_gradient is constant
     coincide = torch.allclose(result.masked, result.masked[:, :1].expand_as(result.masked), atol=1e-6)
     assert coincide is constant
@@ -362,7 +409,7 @@ def test_one_pixel_in_one_image_makes_a_gradient_not_constant():
     ("wrong", "message"),
     [
         ({"explainers": ["gradcamp"]}, "gradcamp.*gradcam"),
-        ({"explainers": ["gradient"]}, "'gradient': choose from gradcam"),
+        ({"explainers": ["gradcam", "attention_rollout"]}, "Tiny is no plain Vision Transformer"),
         ({"baselines": ["noise"]}, "noise.*gaussian_blur"),
         ({"rules": ["fair"]}, "fair.*equal_kept"),
         ({"contrasts": ["original", "weighted", "best"]}, "unknown contrast 'best'.*normalised"),

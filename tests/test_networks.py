@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from cxlib import networks, runtime, taps
 from cxlib.networks import build, explanation_layer, weights
+from cxlib.networks.build import TRUNK
 
 BUILT = [
     "resnet18",
@@ -609,6 +610,67 @@ def test_missing_network_and_foreign_file_are_named(tmp_path):
     torch.save(small().inner.state_dict(), tmp_path / "state.pt")
     with pytest.raises(ValueError, match=r"state\.pt is not a network written by cxlib"):
         networks.load(tmp_path / "state.pt")
+
+
+# --- hybrids ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    with runtime.seeded(0):
+        return build("vit_lite0", num_classes=5)
+
+
+def test_a_hybrid_is_a_small_transformer_on_the_maps_of_its_trunk(hybrid, tmp_path):
+    x = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    logits = hybrid(x)
+    assert logits.shape == (2, 5)
+    assert (logits[0] - logits[1]).abs().max() > 1e-4
+    assert_close(hybrid(x[1:]), logits[1:], rtol=1e-4, atol=1e-5)
+    assert not any(module.training for module in hybrid.modules())
+    assert not any(parameter.requires_grad for parameter in hybrid.parameters())
+    (maps,) = hybrid.inner.get_submodule(TRUNK)((x - hybrid.mean) / hybrid.std)
+    assert maps.shape == (2, 112, 10, 10)
+    assert (hybrid.mean.flatten().tolist(), hybrid.std.flatten().tolist()) == ([0.5] * 3, [0.5] * 3)
+    assert networks.transform("vit_lite0")(photograph()).shape == (3, 160, 160)
+    networks.save(hybrid, tmp_path / "one.pt")
+    again = networks.load(tmp_path / "one.pt")
+    assert torch.equal(again(x), logits)
+    with pytest.raises(ValueError, match="name a layer"):
+        explanation_layer(hybrid)
+
+
+def test_weights_of_a_hybrid_are_its_trunks_and_the_rest_is_drawn(tmp_path):
+    state = build("tf_efficientnet_lite0", num_classes=2).inner.state_dict()
+    path = store(state, tmp_path, "tf_efficientnet_lite0")
+    made = []
+    for seed, weights_ in ((1, "DEFAULT"), (1, path.stem), (2, str(path))):
+        with runtime.seeded(seed):
+            made.append(build("vit_lite0", weights_, 3, tmp_path).inner.state_dict())
+    inside = f"{TRUNK}."
+    for one in made:
+        trunk = {key.removeprefix(inside): value for key, value in one.items() if key.startswith(inside)}
+        assert len(trunk) > 200
+        assert_same_state(trunk, {key: state[key] for key in trunk})
+    assert_same_state(made[0], made[1])
+    assert not torch.equal(made[0]["head.weight"], made[2]["head.weight"])
+
+
+def test_weights_that_do_not_fit_a_hybrids_trunk_are_one_line(tmp_path):
+    torch.save(small().inner.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth' do not fit vit_lite0") as caught:
+        build("vit_lite0", str(tmp_path / "other.pth"))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 500, "a person reads this line"
+
+
+def test_published_classes_are_torchvisions_and_timms():
+    with torch.device("meta"):
+        theirs, timms, of_birds = build("resnet18"), build("test_resnet.r160_in1k"), build("resnet10t", num_classes=7)
+    assert networks.published_classes(theirs) == torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    told = networks.published_classes(timms)
+    assert (len(told), told[1], told[998]) == (1000, "goldfish", "ear")
+    assert networks.published_classes(of_birds) == []
 
 
 def test_a_size_that_a_transformer_refuses_is_named():

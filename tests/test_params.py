@@ -4,7 +4,9 @@ import importlib.util
 import re
 import shlex
 import shutil
+import socket
 import sys
+import tomllib
 from dataclasses import fields
 from functools import cache
 from itertools import pairwise
@@ -19,14 +21,17 @@ from click.core import ParameterSource
 from dvc.repo import Repo
 from omegaconf.errors import OmegaConfBaseException
 
-from cxlib import runtime
+from cxlib import fetch, networks, runtime
+from cxlib.networks.build import HYBRIDS
+from cxlib.networks.weights import PACKAGES
 
 ROOT = Path(__file__).parents[1]
-PROFILES = ("mini", "sample", "paper")
+PROFILES = ("mini", "tiny", "sample", "paper")
 #: Below these keys a profile has what it likes: its data sets and networks.
-OWN = ("data", "networks", "perturb.networks", "mask.networks", "vit.networks", "sheets")
+LISTS = ("perturb.networks", "mask.networks", "localise.networks", "relate.networks", "vit.networks")
+OWN = ("data", "networks", *LISTS, "sheets")
 #: Run by hand.
-BY_HAND = {"stages/verify.py", "stages/estimate.py"}
+BY_HAND = {"stages/verify.py", "stages/estimate.py", "stages/compare.py"}
 #: Folders of files whose hash is in a parameter: that is the dependency, and what else lies there is none.
 HASHED = {"archives", "weights_path"}
 MACHINE = {field.name for field in fields(runtime.Machine)}
@@ -118,8 +123,8 @@ def profile(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory):
-    return resolved(tmp_path_factory.mktemp("graph") / "repo", composed("profile=mini"))
+def tiny(tmp_path_factory):
+    return resolved(tmp_path_factory.mktemp("graph") / "repo", composed("profile=tiny"))
 
 
 # --- parameters -------------------------------------------------------------------------------------------------
@@ -154,12 +159,99 @@ def test_data_sets_and_networks_have_nothing_that_no_stage_reads(own):
 @pytest.mark.parametrize("name", PROFILES)
 def test_experiments_list_networks_as_they_are(name):
     params = parameters(f"profile={name}")
-    for experiment in ("perturb", "mask", "vit"):
-        listed = params[experiment]["networks"]
-        assert listed, experiment
+    for key in LISTS:
+        listed = at(params, key)
+        assert listed, key
         for network, entry in listed.items():
             images, explanation = (params["networks"][network].get(kind) for kind in ("images", "explanation"))
-            assert entry == ({"images": images, "explanation": explanation} if experiment == "mask" else images)
+            of_a_layer = key.startswith(("mask.", "localise.", "relate."))
+            assert entry == ({"images": images, "explanation": explanation} if of_a_layer else images)
+
+
+LITE0 = "efficientnet-lite0-57934424"
+
+
+def test_default_profile_is_one_set_of_weights_in_four_roles():
+    mini = parameters()
+    roles = {
+        "lite0_birds": ("tf_efficientnet_lite0", "probe", "data/sets/synthbirds"),
+        "lite0": ("tf_efficientnet_lite0", "as_it_came", "data/sets/synthbirds"),
+        "lite0_photographs": ("tf_efficientnet_lite0", "as_it_came", "data/sets/photographs"),
+        "vit_lite0": ("vit_lite0", "fine_tune", "data/sets/synthbirds"),
+    }
+    for name, entry in mini["networks"].items():
+        network = entry["network"]
+        assert (network["architecture"], entry["training"]["method"], entry["images"]["data"]) == roles.pop(name)
+        assert network["weights"] == LITE0
+        assert ("explanation" in entry) == (name != "vit_lite0")
+    assert roles == {}
+    labels = {name: at(mini, f"networks.{name}.training.options.labels") for name in ("lite0", "lite0_photographs")}
+    assert labels == {"lite0": False, "lite0_photographs": True}  # painted birds are none of ImageNet's classes
+    assert mini["networks"]["vit_lite0"]["training"]["options"]["frozen"] == "patch_embed.backbone"
+
+
+def test_default_profile_asks_each_network_what_it_can_answer():
+    """Labels for perturbations, which start from them; parts for localisation, which only the species have."""
+    mini = parameters()
+    assert {key: list(at(mini, key)) for key in LISTS} == {
+        "perturb.networks": ["lite0_birds"],
+        "mask.networks": ["lite0_birds", "lite0", "lite0_photographs"],
+        "localise.networks": ["lite0_birds"],
+        "relate.networks": ["lite0_birds", "lite0", "lite0_photographs"],
+        "vit.networks": ["vit_lite0"],
+    }
+    assert mini["gradient_norms"]["network"] == mini["maps"]["figure_3"]["network"] == "lite0_birds"
+    assert mini["vit_maps"]["network"] == "vit_lite0"
+
+
+def test_default_profile_downloads_nothing(monkeypatch, tmp_path):
+    """Its data sets are painted or a package's, its weights a package's, and the packages are the pipeline's own."""
+    mini = parameters()
+
+    def refuse(*_args, **_more):
+        raise AssertionError("asked for a host")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert set(mini["data"]) == {"synthbirds", "photographs"}
+    assert mini["data"]["photographs"] == {"path": "data/sets/photographs"}
+    assert not [key for key in leaves(mini["data"]) if re.search(r"\.(url|archives|\w*md5)$", key)]
+    assert fetch.foolbox_photographs(tmp_path / "photographs") == 20
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {re.match(r"[\w-]+", line)[0] for line in project["optional-dependencies"]["review"]}
+    assert "foolbox" in required
+    for name, entry in mini["networks"].items():
+        architecture, weights = entry["network"]["architecture"], entry["network"]["weights"]
+        package = PACKAGES[HYBRIDS[architecture][0] if architecture in HYBRIDS else architecture]
+        assert package in required, name
+        assert f"{weights}.pth" in {file.name for file in runtime.packaged(package)}
+        assert networks.build(architecture, weights, folder=tmp_path).name == architecture
+
+
+#: What every command of `stages/train.py` is told beside its recipe.
+TOLD = {"architecture", "weights", "weights_path", "data", "image_size", "crop", "out", "report", "curves"}
+
+
+def test_every_network_has_a_method_of_training_and_exactly_its_options():
+    methods = command("stages/train.py").commands
+    own = {name: {parameter.name for parameter in method.params} - TOLD for name, method in methods.items()}
+    assert all({parameter.name for parameter in method.params} >= TOLD for method in methods.values())
+    used = set()
+    for name in PROFILES:
+        for network, entry in parameters(f"profile={name}")["networks"].items():
+            training = entry["training"]
+            assert set(training) == {"method", "options"}, network
+            assert set(training["options"]) == own[training["method"]], network
+            used.add(training["method"])
+    assert used == set(methods) == {"as_it_came", "probe", "fine_tune"}
+
+
+def test_every_recipe_is_some_networks():
+    recipes = {path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml")}
+    lines = [path.read_text() for folder in ("networks", "recipe") for path in (ROOT / "conf" / folder).glob("*.yaml")]
+    named = {name for text in lines for name in re.findall(r"^  - (?:/recipe@\w+\.training: )?(\w+)$", text, re.M)}
+    assert named - {"_self_"} == recipes
 
 
 IMAGENET = (
@@ -173,6 +265,7 @@ PUBLISHED = {
     "perturb.options.n_iterations": [1, 2, 10],
     "perturb.options.max_images": 0,
     "perturb.options.precision": "float32",
+    "perturb.options.dose_images": 0,
     "gradient_norms.network": "vgg16",
     "gradient_norms.options.max_images": 1000,
     # Table 1, Figures 3 and 4.
@@ -200,12 +293,15 @@ PUBLISHED = {
     # The networks: as they came, but for the one trained on CUB-200-2011.
     **{f"networks.{name}.images": {"data": "data/sets/imagenet", "image_size": 224, "crop": True} for name in IMAGENET},
     **{f"networks.{name}.network.architecture": name for name in (*IMAGENET, "vgg16_bn", "vit_b_16")},
-    **{f"networks.{name}.training.epochs": 0 for name in IMAGENET},
+    **{f"networks.{name}.training": {"method": "as_it_came", "options": {"labels": True}} for name in IMAGENET},
     "networks.vgg16_bn.images": {"data": "data/sets/cub", "image_size": 224, "crop": False},
     "networks.vgg16_bn.explanation": {"layer": "auto"},
-    "networks.vgg16_bn.training": {
+    "networks.vgg16_bn.training.method": "fine_tune",
+    "networks.vgg16_bn.training.options": {
+        "frozen": "none",
         "epochs": 200,
         "batch_size": 128,
+        "optimiser": "sgd",
         "learning_rate": 1e-3,
         "momentum": 0.9,
         "weight_decay": 5e-4,
@@ -229,18 +325,21 @@ def test_paper_profile_has_the_published_networks_and_methods():
     paper = parameters("profile=paper")
     assert set(paper["perturb"]["networks"]) == set(IMAGENET)
     assert len(IMAGENET) == 9
-    assert list(paper["mask"]["networks"]) == ["vgg16_bn"]
+    for experiment in ("mask", "localise", "relate"):
+        assert list(paper[experiment]["networks"]) == ["vgg16_bn"]
     assert list(paper["vit"]["networks"]) == ["vit_b_16"]
     assert set(paper["networks"]) == {*IMAGENET, "vgg16_bn", "vit_b_16"}
     assert set(paper["perturb"]["options"]["contrasts"]) >= {"original", "mean", "max", "weighted"}
     mask, localise = paper["mask"]["options"], paper["localise"]["options"]
-    assert set(mask["explainers"]) == {"gradcam", "linear_approximation", "xgradcam"}
+    cams = {"gradcam", "linear_approximation", "xgradcam"}
+    assert set(mask["explainers"]) == {*cams, "fullgrad"}
     assert set(mask["baselines"]) == {"gaussian_blur", "zeros", "channel_mean"}
-    assert "published" in mask["rules"]
+    assert mask["rules"] == ["published", "equal_kept", "unequal"]
     assert mask["contrasts"][:2] == ["original", "weighted"]
     assert set(localise["explainers"]) == {*mask["explainers"], "gradient"}
     assert set(localise["contrasts"]) >= {"original", "mean", "max", "weighted"}
-    assert set(paper["maps"]["figure_3"]["options"]["explainers"]) == set(mask["explainers"])
+    assert set(paper["maps"]["figure_3"]["options"]["explainers"]) == cams
+    assert {"gradcam", "gradcam++", "fullgrad"} <= set(paper["relate"]["options"]["explainers"])
     assert paper["maps"]["figure_3"]["options"]["contrasts"] == ["original", "weighted"]
 
 
@@ -283,7 +382,7 @@ def test_network_that_is_not_among_the_networks_is_an_error(name, key):
 @pytest.mark.parametrize("key", ["maps.figure_3", "maps.figure_4"])
 def test_network_without_a_layer_to_explain_is_an_error_in_figures_3_and_4(key):
     with pytest.raises(OmegaConfBaseException, match=r"networks\.resnet18\.explanation"):
-        composed("profile=mini", f"{key}.network=resnet18")
+        composed("profile=tiny", f"{key}.network=resnet18")
 
 
 def test_figure_4_shows_the_network_of_figure_3():
@@ -298,7 +397,7 @@ def test_figure_4_shows_the_network_of_figure_3():
 @pytest.mark.parametrize("name", PROFILES)
 def test_nothing_of_the_machine_is_a_parameter(name):
     """What computes stands in machine.yaml; the size of a training step's batch alone belongs to the experiment."""
-    trained = re.compile(r"((perturb|mask|vit)\.)?networks\.\w+\.training\.batch_size")
+    trained = re.compile(r"networks\.\w+\.training\.options\.batch_size")
     parts = {key: set(key.split(".")) for key in leaves(parameters(f"profile={name}"))}
     assert {"device", "threads", "processes", "workers", "batch_size"} <= MACHINE
     assert [key for key in parts if parts[key] & {*MACHINE, "launch", "chunk"} and not trained.fullmatch(key)] == []
@@ -404,7 +503,8 @@ def test_every_experiment_runs_on_the_networks_it_names(profile):
         "perturb": "perturb.networks",
         "saturate": "perturb.networks",
         "mask": "mask.networks",
-        "localise": "mask.networks",
+        "localise": "localise.networks",
+        "relate": "relate.networks",
         "vit": "vit.networks",
         "maps": "maps",
     }.items():
@@ -498,10 +598,20 @@ def at_stage(repo, name):
     return next(stage for stage in repo.index.stages if stage.name == name)
 
 
+def test_what_dvc_keeps_is_ignored_without_its_help(profile):
+    """DVC would write a .gitignore into the output's folder, on which later stages depend."""
+    _, repo = profile
+    ignored = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line.startswith("/")]
+    for stage in repo.index.stages:
+        for out in stage.outs:
+            if out.use_cache:
+                assert any(f"/{out.def_path}/".startswith(f"{line.rstrip('/')}/") for line in ignored), out.def_path
+
+
 @pytest.mark.parametrize("key", ["data", "sheets"])
-def test_empty_dictionary_gives_no_stage(key, mini, tmp_path):
-    repo = resolved(tmp_path / "repo", yaml.safe_dump(parameters("profile=mini") | {key: {}}))
-    gone = {stage.name for stage in mini.index.stages} - {stage.name for stage in repo.index.stages}
+def test_empty_dictionary_gives_no_stage(key, tiny, tmp_path):
+    repo = resolved(tmp_path / "repo", yaml.safe_dump(parameters("profile=tiny") | {key: {}}))
+    gone = {stage.name for stage in tiny.index.stages} - {stage.name for stage in repo.index.stages}
     assert gone == {{"data": "data@synthbirds", "sheets": "contact_sheet@synthbirds"}[key]}
 
 
@@ -530,23 +640,25 @@ def figures(*names):
     return {f"figure@{name}" for name in names}
 
 
-PERTURBED = {"perturbation", "claims", *figures("figure_1_2", "perturbation_vs_published")}
-SATURATED = {"saturation", *figures("saturation")}
-MASKED = {"mask", "masking", "claims", *figures("table1", "by_ambiguity")}
-LOCALISED = {"localise", "localisation", "claims", *figures("localisation", "localisation_by_p_2")}
+JUDGED = {"claims", *figures("ledger")}
+PERTURBED = {"perturbation", *JUDGED, *figures("figure_1_2", "doses", "perturbation_vs_published")}
+SATURATED = {"saturation", *JUDGED, *figures("saturation")}
+MASKED = {"mask", "masking", *JUDGED, *figures("table1", "by_ambiguity")}
+LOCALISED = {"localise", "localisation", *JUDGED, *figures("localisation", "localisation_by_p_2")}
+RELATED = {"relate", *JUDGED}
 MAPPED = {"maps@figure_3", "maps@figure_4", *figures("figure_3", "figure_4")}
-COMPARED = {"vit", "transformers", *figures("vit", "vit_blocks")}
+COMPARED = {"vit", "transformers", *JUDGED, *figures("vit", "vit_blocks")}
 FIGURE_5 = {"vit_maps", *figures("figure_5")}
-FIGURE_6 = {"gradient_norms", *figures("figure_6")}
+FIGURE_6 = {"gradient_norms", *JUDGED, *figures("figure_6")}
 
 
 @pytest.fixture(scope="module")
-def stale(mini, tmp_path_factory):
+def stale(tiny, tmp_path_factory):
     """What runs again after overrides: a parameter changes a command line, and DVC's graph has the rest."""
-    before = {stage.name: stage.cmd for stage in mini.index.stages}
+    before = {stage.name: stage.cmd for stage in tiny.index.stages}
 
     def stale(*overrides):
-        repo = resolved(tmp_path_factory.mktemp("stale") / "repo", composed("profile=mini", *overrides))
+        repo = resolved(tmp_path_factory.mktemp("stale") / "repo", composed("profile=tiny", *overrides))
         return stages_behind(repo, lambda stage: stage.cmd != before[stage.name])
 
     return stale
@@ -557,6 +669,7 @@ def stale(mini, tmp_path_factory):
     [
         ("perturb.options.epsilons=[0.002]", {"perturb", *PERTURBED}),
         ("perturb.options.max_images=5", {"perturb", *PERTURBED}),
+        ("perturb.options.dose_images=4", {"perturb", *PERTURBED}),
         ("saturate.options.n_iterations=3", {"saturate", *SATURATED}),
         ("gradient_norms.options.max_images=5", FIGURE_6),
         ("gradient_norms.network=googlenet", FIGURE_6),
@@ -564,13 +677,15 @@ def stale(mini, tmp_path_factory):
         ("mask.options.threshold=0.2", {"networks", *MASKED, *LOCALISED, *MAPPED, *COMPARED}),
         ("localise.options.disc_radius=0.2", {*LOCALISED, *COMPARED}),
         ("localise.options.max_images=5", LOCALISED),
+        ("relate.options.explainers=[gradcam]", RELATED),
+        ("relate.options.max_images=5", RELATED),
         ("tables.localisation.p_2_edges=[0.1]", LOCALISED - {"localise"}),
         ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3"}),
         ("maps.figure_4.options.max_images=5", {"maps@figure_4", "figure@figure_4"}),
         ("vit.blocks.rollout_block=1", {*COMPARED, *FIGURE_5}),
         ("vit.options.max_images=5", COMPARED),
         ("vit_maps.options.max_images=5", FIGURE_5),
-        ("tables.claims.seed=1", {"claims"}),
+        ("tables.claims.seed=1", JUDGED),
         ("sheets.synthbirds.options.per_species=1", {"contact_sheet"}),
     ],
 )
@@ -585,33 +700,36 @@ def test_a_parameter_runs_again_only_what_depends_on_it(stale, override, expecte
         ("googlenet", {"perturb@googlenet", "saturate@googlenet", *PERTURBED, *SATURATED}),
         (
             "vgg16_bn_narrow",
-            {*MASKED, *LOCALISED, *MAPPED, "mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow"} - {"mask", "localise"},
+            {
+                *(MASKED | LOCALISED | RELATED | MAPPED) - {"mask", "localise", "relate"},
+                *(f"{family}@vgg16_bn_narrow" for family in ("mask", "localise", "relate")),
+            },
         ),
         ("vit_mini", {*COMPARED, *FIGURE_5, "vit@vit_mini"} - {"vit"}),
     ],
 )
 def test_a_networks_recipe_trains_that_network_again_and_no_other(stale, network, behind):
-    assert stale(f"networks.{network}.training.epochs=3") == {f"train@{network}", "networks", *behind}
+    assert stale(f"networks.{network}.training.options.epochs=3") == {f"train@{network}", "networks", *behind}
 
 
 def test_a_networks_image_size_reaches_its_experiments_only(stale):
     behind = stale("networks.resnet18.images.image_size=40")
     assert {name for name in behind if "@" in name} - figures(
-        "figure_1_2", "perturbation_vs_published", "saturation", "figure_6"
+        "figure_1_2", "doses", "perturbation_vs_published", "saturation", "figure_6", "ledger"
     ) == {"train@resnet18", "perturb@resnet18", "saturate@resnet18"}
 
 
-def test_another_picture_of_the_birds_runs_everything_again(stale, mini):
-    assert stale("data.synthbirds.ambiguity=0.3") == {stage.name for stage in mini.index.stages}
+def test_another_picture_of_the_birds_runs_everything_again(stale, tiny):
+    assert stale("data.synthbirds.ambiguity=0.3") == {stage.name for stage in tiny.index.stages}
 
 
-def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
+def test_another_network_leaves_the_cells_of_the_others_alone(tiny, tmp_path):
     more = (
         "+perturb.networks.vgg16_bn_narrow=${networks.vgg16_bn_narrow.images}",
         "~perturb.networks.mobilenet_v3_small",
     )
-    repo = resolved(tmp_path / "repo", composed("profile=mini", *more))
-    before, after = ({stage.name: stage.cmd for stage in of.index.stages} for of in (mini, repo))
+    repo = resolved(tmp_path / "repo", composed("profile=tiny", *more))
+    before, after = ({stage.name: stage.cmd for stage in of.index.stages} for of in (tiny, repo))
     assert after.keys() - before.keys() == {"perturb@vgg16_bn_narrow", "saturate@vgg16_bn_narrow"}
     assert before.keys() - after.keys() == {"perturb@mobilenet_v3_small", "saturate@mobilenet_v3_small"}
     # Those that gather the cells are told which.
@@ -627,6 +745,7 @@ def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
         "cxlib/review/report/claims.py",
         "cxlib/review/report/statistics.py",
         "cxlib/review/perturbation.py",
+        "cxlib/review/relations.py",
         "cxlib/review/selection.py",
         "cxlib/review/variants.py",
         "cxlib/metrics/masking.py",
@@ -641,8 +760,8 @@ def test_another_network_leaves_the_cells_of_the_others_alone(mini, tmp_path):
         "stages/table.py",
     ],
 )
-def test_editing_what_explains_and_reports_trains_and_paints_nothing(mini, file):
-    behind = groups(stages_behind(mini, edited(file)))
+def test_editing_what_explains_and_reports_trains_and_paints_nothing(tiny, file):
+    behind = groups(stages_behind(tiny, edited(file)))
     assert not behind & {"train", "data"}
 
 
@@ -650,12 +769,14 @@ def test_editing_what_explains_and_reports_trains_and_paints_nothing(mini, file)
     ("file", "again"),
     [
         ("cxlib/training/fine_tune.py", {"train"}),
+        ("cxlib/training/probe.py", {"train"}),
+        ("stages/_training.py", {"train"}),
         ("cxlib/networks/build.py", {"train"}),
         ("cxlib/runs.py", {"train", "data"}),
     ],
 )
-def test_editing_what_trains_trains_again(mini, file, again):
-    assert groups(stages_behind(mini, edited(file))) & {"train", "data"} == again
+def test_editing_what_trains_trains_again(tiny, file, again):
+    assert groups(stages_behind(tiny, edited(file))) & {"train", "data"} == again
 
 
 def test_no_output_is_also_kept_out_of_the_run_cache(profile):

@@ -7,7 +7,7 @@ from test_folding import ready_to_train, state
 from torch import nn
 
 from cxlib.contrasts import CONTRASTS
-from cxlib.review.perturbation import PASS, Changes, bounds, measure, perturbation_grid, sign_perturb, step
+from cxlib.review.perturbation import PASS, Changes, bounds, dose, measure, perturbation_grid, sign_perturb, step
 
 EPSILONS, N_ITERATIONS = (3e-3, 3e-2), (1, 2, 10)
 
@@ -349,6 +349,18 @@ def test_images_of_half_precision_are_refused(network, images, targets, dtype):
 def test_an_epsilon_that_is_no_step_is_refused(network, images, targets, epsilon):
     with pytest.raises(ValueError, match="epsilon must be finite"):
         perturbation_grid(network, images, targets, ["weighted"], [epsilon], [1])
+
+
+def test_the_dose_gains_half_of_what_is_missing():
+    """On average p_t is 0.4, so that 0.6 is missing: 0.3 is the best gain, and of mean gains alone."""
+    p_t, epsilons = torch.tensor([0.2, 0.6]), [1e-3, 2e-3, 4e-3]
+    gains = {0.1: [0.0, 0.2], 0.28: [0.56, 0.0], 0.35: [0.3, 0.4], 0.6: [0.8, 0.4], -0.3: [-0.3, -0.3]}
+    for means, best in (((0.1, 0.28, 0.6), 2e-3), ((0.1, 0.35, 0.28), 4e-3), ((0.35, 0.1, 0.6), 1e-3)):
+        assert dose(p_t, [torch.tensor(gains[mean]) for mean in means], epsilons) == best
+    # A quarter is as far from a half as three quarters: the first is taken. A loss is no gain.
+    for pair in ((0.25, 0.75), (0.75, 0.25)):
+        assert dose(torch.zeros(2), [torch.full((2,), gain) for gain in pair], epsilons[:2]) == 1e-3
+    assert dose(p_t, [torch.tensor(gains[-0.3]), torch.tensor(gains[0.1])], epsilons[:2]) == 2e-3
 
 
 def test_training_mode_changes_nothing(network, images, targets):

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -10,6 +11,8 @@ from statistics import mean
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
+from test_variants import compared_cell
 
 from cxlib import runtime
 from cxlib.review.report import claims, tables
@@ -19,9 +22,10 @@ QUANTITIES = ("accuracy", "p_t", "y_t")
 EXPLAINERS, TARGETS = ("linear_approximation", "gradcam", "xgradcam"), ("t1", "t2")
 BASELINES, FEATURES = ("gaussian_blur", "zeros", "channel_mean"), ("positive", "negative")
 CONTRASTS, RULES = ("original", "weighted"), ("published", "equal_kept")
+PRINTED = ("original", "mean", "max", "weighted")
 
 
-def perturbation_cell(seed=0, n_images=20, contrasts=("original", "mean", "max", "weighted"), shift=0.0):
+def perturbation_cell(seed=0, n_images=20, contrasts=PRINTED, shift=0.0, dose=math.nan):
     """A perturbed network as its stage saves it; `shift` favours the weighted contrast in all three quantities."""
     rng = np.random.default_rng(seed)
     changes = rng.normal(0, 0.1, (len(contrasts), 2, 3, 3, n_images))
@@ -34,17 +38,19 @@ def perturbation_cell(seed=0, n_images=20, contrasts=("original", "mean", "max",
         "sign_agreement": np.ones(len(contrasts)),
         "contrasts": np.array(contrasts),
         "epsilons": np.array([1e-3, 3e-3]),
+        "dose": np.array(dose),
         "n_iterations": np.array([1, 2, 10]),
         "quantities": np.array(QUANTITIES),
         "images": np.arange(n_images),
+        "data": np.array("birds"),
     }
 
 
-def masking_cell(seed=0, n_above=30, n_below=12, shift=0.0):
+def masking_cell(seed=0, n_above=30, n_below=12, shift=0.0, rules=RULES, constant_gradient=False, data="birds"):
     """A masked network as its stage saves it; `shift` favours the weighted contrast everywhere."""
     rng = np.random.default_rng(seed)
     n_images = n_above + n_below
-    masked = rng.uniform(0.3, 0.7, (n_images, 3, 2, 3, 2, 2, 2))
+    masked = rng.uniform(0.3, 0.7, (n_images, 3, 2, 3, 2, 2, len(rules)))
     masked[..., 1, :] = masked[..., 0, :] + rng.normal(0, 0.01, masked[..., 0, :].shape)
     masked[..., 1, :] += shift * np.array([1, -1])[:, None]  # positive features, negative features
     return {
@@ -57,16 +63,18 @@ def masking_cell(seed=0, n_above=30, n_below=12, shift=0.0):
         "baselines": np.array(BASELINES),
         "features": np.array(FEATURES),
         "contrasts": np.array(CONTRASTS),
-        "rules": np.array(RULES),
+        "rules": np.array(rules),
+        "constant_gradient": np.array(constant_gradient),
         "images": np.arange(n_images),
+        "data": np.array(data),
     }
 
 
-def localisation_cell(seed=0, n_above=30, n_below=12, shift=0.0, discriminative=True):
+def localisation_cell(seed=0, n_above=30, n_below=12, shift=0.0, discriminative=True, contrasts=PRINTED, data="birds"):
     """A localised network as its stage saves it; `shift` favours the weighted contrast's evidence."""
     rng = np.random.default_rng(seed)
     n_images = n_above + n_below
-    share = rng.uniform(0.2, 0.6, (n_images, 3, 4, 2, 3))
+    share = rng.uniform(0.2, 0.6, (n_images, 3, len(contrasts), 2, 3))
     share[:, :, 3] = share[:, :, 0] + rng.normal(0, 0.01, share[:, :, 0].shape)
     signs = rng.integers(0, 2, (n_images, 1, 1)) ^ np.arange(2)
     signs = np.repeat(signs, 3, 1)
@@ -84,10 +92,35 @@ def localisation_cell(seed=0, n_above=30, n_below=12, shift=0.0, discriminative=
         "evidence_signs": signs,
         "discriminative": np.array(discriminative),
         "explainers": np.array(EXPLAINERS),
-        "contrasts": np.array(("original", "mean", "max", "weighted")),
+        "contrasts": np.array(contrasts),
         "targets": np.array(TARGETS),
         "signs": np.array(("positive", "negative", "absolute")),
         "images": np.arange(n_images),
+        "data": np.array(data),
+    }
+
+
+PAIRS = ("mean and original", "max and weighted", "weighted and original", "probability and weighted")
+
+
+def relations_cell(seed=0, n_images=30, explainers=("gradcam", "gradcam++", "fullgrad"), ambiguous=10, data="birds"):
+    """A network's related maps as their stage saves them; of `ambiguous` images p_1 and p_2 leave more than 0.1."""
+    rng = np.random.default_rng(seed)
+    shape, contrasts = (n_images, len(explainers)), (*PRINTED, "probability")
+    p_1 = np.where(np.arange(n_images) < ambiguous, 0.5, 0.8) + rng.uniform(0, 0.05, n_images)
+    return {
+        "between": rng.uniform(-1, 1, (*shape, len(contrasts))),
+        "strangers": rng.uniform(-1, 1, shape),
+        "residual": rng.random(shape),
+        "alike": rng.uniform(-1, 1, (*shape, len(PAIRS))),
+        "negative": rng.random((*shape, len(contrasts))),
+        "rivals": rng.integers(1, 6, n_images).astype(float),  # with ties
+        "p": np.stack([p_1, rng.uniform(0.12, 0.15, n_images)], 1),
+        "explainers": np.array(explainers),
+        "contrasts": np.array(contrasts),
+        "pairs": np.array(PAIRS),
+        "images": np.arange(n_images),
+        "data": np.array(data),
     }
 
 
@@ -388,243 +421,387 @@ def test_training_has_a_row_for_each_epoch_of_what_was_trained():
     assert empty.empty
 
 
-# --- claims -----------------------------------------------------------------------------------------------------
+# --- the ledger ---------------------------------------------------------------------------------------------------
+
+WITH_PROBABILITY = (*PRINTED, "probability")
+ALL_RULES = (*RULES, "unequal")
 
 
-def test_claim_1_is_positive_when_weighted_moves_p_t_and_accuracy_more_and_y_t_less(rng):
-    cells = {name: perturbation_cell(seed, shift=0.05) for seed, name in enumerate(("resnet18", "alexnet"))}
-    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
-    assert {margin.network for margin in margins} == {"all networks", *cells}
+def perturbed(cells):
+    return list(claims.of_perturbation(cells, published("fig1_fig2_digitised")))
+
+
+def masked(cells):
+    return list(claims.of_masking(cells, published("table1")))
+
+
+def of_statement(margins, statement):
+    """The margins of one statement by network and name, none of them twice."""
+    chosen = [margin for margin in margins if margin.statement == statement]
+    found = {(margin.network, margin.name): margin for margin in chosen}
+    assert len(found) == len(chosen)
+    return found
+
+
+def value(margin):
+    """A margin's statistic of the means over networks and images."""
+    return float(margin.statistic(margin.values.mean((0, 1))[None])[0])
+
+
+def pearson(x, y):
+    """In plain Python."""
+    a, b = ([v - mean(values) for v in values] for values in (x, y))
+    return sum(p * q for p, q in zip(a, b)) / math.sqrt(sum(p * p for p in a) * sum(q * q for q in b))
+
+
+def synthetic(statement="claim_2", name="m", mean=0.1, spread=0.05, n_images=60, network="mine", **options):
+    """A margin of exactly this mean, whose images have about this spread."""
+    noise = np.random.default_rng(n_images).normal(0, spread, n_images)
+    return claims.Margin(statement, network, name, mean + (noise - noise.mean())[None], **options)
+
+
+def judged(*margins):
+    return claims.judge(margins, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """Margins of every statement, of two networks each where that is allowed."""
+    transformer = compared_cell()
+    return [
+        *perturbed(
+            {name: perturbation_cell(s, 40, WITH_PROBABILITY, 0.05) for s, name in enumerate(("resnet18", "b"))}
+        ),
+        *masked({"mine": masking_cell(shift=0.05, rules=ALL_RULES)}),
+        *claims.of_localisation({"mine": localisation_cell(contrasts=(*PRINTED, "normalised"), n_below=30)}),
+        *claims.of_relations({"mine": relations_cell()}),
+        *claims.of_transformers({"vit": transformer}, {"mine": masking_cell(shift=0.05)}),
+        *claims.of_gradients(norms_table(), "mine", {"mine": saturation_cell([0.2, 0.6, 0.9])}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def ledger(everything):
+    return judged(*everything)
+
+
+def norms_table(n_images=32):
+    rng = np.random.default_rng(4)
+    table = pd.DataFrame({"image": np.repeat(np.arange(n_images), 12), "logit": rng.normal(size=12 * n_images)})
+    return table.assign(norm=table["logit"].round(1) + rng.normal(0, 0.5, len(table)))
+
+
+def test_every_statement_has_a_margin_and_stands_in_the_order_of_the_review(everything, ledger):
+    assert {margin.statement for margin in everything} == set(claims.STATEMENTS)
+    assert list(dict.fromkeys(ledger["statement"])) == list(claims.STATEMENTS)
+    assert len(ledger) == len(everything)
+    assert not ledger.duplicated(["statement", "network", "margin"]).any()
+    assert (ledger["section"] == [claims.STATEMENTS[statement][0] for statement in ledger["statement"]]).all()
+    assert set(ledger["verdict"]) <= {"holds", "refuted", "not shown", "identity"}
+
+
+# --- the ledger: perturbation
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.05, "holds"), (-0.05, "refuted")])
+def test_claim_1_holds_where_weighted_is_favoured_and_is_refuted_where_it_is_not(shift, verdict):
+    cells = {name: perturbation_cell(seed, 40, shift=shift) for seed, name in enumerate(("resnet18", "alexnet"))}
+    ledger = judged(*of_statement(perturbed(cells), "claim_1").values())
+    assert set(ledger["network"]) == {"all networks", *cells}
     names = {"accuracy_weighted_minus_original", "p_t_weighted_minus_original", "y_t_original_minus_weighted"}
-    assert {margin.margin for margin in margins} == {*names, claims.AGREEMENT}
-    assert len(margins) == 12
-    for margin in (margin for margin in margins if margin.margin in names):
-        assert 0 < margin.low < margin.mean < margin.high
-        assert margin.mean == pytest.approx(0.05, abs=0.01)
-        assert (margin.claim, margin.n_images) == (1, 20)
+    matching = ledger["margin"] == "p_t_matches_accuracy_better_than_y_t"
+    assert set(ledger["margin"][~matching]) == names
+    assert len(ledger) == 12
+    assert set(ledger["verdict"][~matching]) == {verdict}
+    for row in ledger[~matching].itertuples():
+        assert row.low < row.mean < row.high
+        assert row.mean == pytest.approx(shift, abs=0.01)
+        assert (row.low > 0) is (row.high > 0) is (shift > 0)
+        assert (row.n_images, row.kind) == (40, "comparison")
+    assert ledger["published"][~matching].isna().all()  # the printed weighted is another contrast
 
 
-def test_claim_1_pools_the_networks_image_by_image(rng):
-    cells = {name: perturbation_cell(seed, shift=0.02) for seed, name in enumerate(("a", "b", "c"))}
-    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
-    pooled = {margin.margin: margin for margin in margins if margin.network == claims.ALL}
+def test_networks_are_pooled_image_by_image():
+    cells = {name: perturbation_cell(seed) for seed, name in enumerate(("a", "b", "c"))}
+    margins = perturbed(cells)
+    pooled = of_statement(margins, "claim_1")["all networks", "p_t_weighted_minus_original"]
+    assert pooled.values.shape == (3, 20)
     by_hand = mean(
         float(cell["changes"][3, e, n, 1, image] - cell["changes"][0, e, n, 1, image])
         for cell in cells.values()
-        for e in range(2)
-        for n in range(3)
-        for image in range(20)
+        for e, n, image in itertools.product(range(2), range(3), range(20))
     )
-    assert pooled["p_t_weighted_minus_original"].mean == pytest.approx(by_hand)
-    assert pooled["p_t_weighted_minus_original"].n_images == 20
-    assert np.isnan(pooled["p_t_weighted_minus_original"].published)  # nothing is printed of a, b and c
-    verdict = claims.verdicts(margins)["claim_1"]
-    assert verdict["p_t_weighted_minus_original"]["mean"] == pytest.approx(by_hand)
-    assert set(verdict) == {"holds", "p_t_weighted_minus_original"}  # the leading margin alone
-    assert set(verdict["p_t_weighted_minus_original"]) == {"mean", "low", "high"}
+    assert value(pooled) == pytest.approx(by_hand)
+    assert judged(pooled)["mean"].item() == pytest.approx(by_hand)
+    matching = "p_t_matches_accuracy_better_than_y_t"
+    for statement in ("claim_1", "3.1_literal", "3.1_max", "3.1_mean"):
+        found = of_statement(margins, statement)
+        for name in {name for _, name in found} - {matching}:
+            assert value(found["all networks", name]) == pytest.approx(mean(value(found[n, name]) for n in cells))
 
 
-def test_the_agreement_is_the_correlation_of_the_mean_changes_over_settings(rng):
-    cells = {name: perturbation_cell(seed) for seed, name in enumerate(("resnet18", "alexnet"))}
-    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
-    found = {margin.network: margin for margin in margins if margin.margin == claims.AGREEMENT}
-    by_hand = {}
-    for name, cell in cells.items():
-        accuracy, p_t, _ = np.moveaxis(cell["changes"].mean(-1), -1, 0)
-        by_hand[name] = np.corrcoef(accuracy.ravel(), p_t.ravel())[0, 1]
-        assert found[name].mean == pytest.approx(by_hand[name])
-        assert found[name].low <= found[name].mean <= found[name].high
-        rows = (
-            published("fig1_fig2_digitised")
-            .query("network == @name")
-            .sort_values(["epsilon", "n_iterations", "contrast"])
-        )
-        printed = [rows[rows["quantity"] == quantity]["change"] for quantity in ("accuracy", "p_t")]
-        assert found[name].published == pytest.approx(np.corrcoef(*printed)[0, 1])
-        assert found[name].published > 0.5
-    assert found[claims.ALL].mean == pytest.approx(mean(by_hand.values()))
+def test_networks_that_saw_other_images_or_a_single_one_are_not_pooled():
+    cells = {"a": perturbation_cell(), "b": perturbation_cell(n_images=15)}
+    margins = perturbed(cells)
+    assert {(margin.network, margin.values.shape[:2]) for margin in margins} == {("a", (1, 20)), ("b", (1, 15))}
+    cells["b"] = perturbation_cell()
+    assert {margin.network for margin in perturbed(cells)} == {"all networks", "a", "b"}
+    cells["b"]["images"] = cells["b"]["images"] + 1
+    assert {margin.network for margin in perturbed(cells)} == {"a", "b"}
+    assert {margin.network for margin in perturbed({"a": cells["a"]})} == {"a"}
 
 
-def test_movements_that_go_together_agree_and_one_that_stands_still_agrees_with_nothing(rng):
-    together, still = perturbation_cell(), perturbation_cell()
-    together["changes"][..., 0, :] = 2 * together["changes"][..., 1, :]
-    still["changes"][..., 0, :] = 0
-    for cell, expected in ((together, 1), (still, 0)):
-        margins = claims.perturbation_margins({"mine": cell}, published("fig1_fig2_digitised"), rng)
-        agreement = next(margin for margin in margins if margin.margin == claims.AGREEMENT)
-        assert agreement[3:6] == pytest.approx((expected, expected, expected), abs=1e-12)
-        assert np.isnan(agreement.published)
-
-
-def test_contrasts_are_found_by_name_not_by_place(rng):
-    cell = perturbation_cell(shift=0.05)
-    shuffled = cell | {"changes": cell["changes"][[3, 1, 0, 2]], "contrasts": cell["contrasts"][[3, 1, 0, 2]]}
-    a, b = (
-        claims.perturbation_margins({"resnet18": c}, published("fig1_fig2_digitised"), np.random.default_rng(0))
-        for c in (cell, shuffled)
-    )
-    assert [margin.mean for margin in a] == [margin.mean for margin in b]
-
-
-def test_claims_2_and_3_are_positive_when_weighted_raises_positive_and_lowers_negative(rng):
-    cells = {"vgg16_bn": masking_cell(shift=0.05)}
-    margins = claims.masking_margins(cells, published("table1"), rng)
-    assert {margin.margin for margin in margins if margin.claim == 2} == {f"{t}_{r}" for t in TARGETS for r in RULES}
-    assert {margin.margin for margin in margins if margin.claim == 3} == set(EXPLAINERS)
-    for margin in margins:
-        assert 0 < margin.low < margin.mean < margin.high
-        assert margin.mean == pytest.approx(0.05, abs=0.01)
-        assert (margin.network, margin.n_images) == ("vgg16_bn", 30)
-
-
-def test_margins_of_masking_are_means_by_hand(rng):
-    cell = masking_cell(shift=0.02)
-    margins = {m.margin: m.mean for m in claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng)}
-
-    def by_hand(explainers, targets, rules):
-        axes = (range(30), explainers, targets, range(3), (0, 1), rules)
-        return mean(
-            (-1) ** f * float(cell["masked"][i, e, t, b, f, 1, r] - cell["masked"][i, e, t, b, f, 0, r])
-            for i, e, t, b, f, r in itertools.product(*axes)
-        )
-
-    assert margins["t2_published"] == pytest.approx(by_hand(range(3), (1,), (0,)))
-    assert margins["t1_equal_kept"] == pytest.approx(by_hand(range(3), (0,), (1,)))
-    assert margins["xgradcam"] == pytest.approx(by_hand((2,), (0, 1), (0, 1)))
-
-
-def test_claim_holds_only_when_every_interval_is_above_zero(rng):
-    cell = masking_cell(shift=0.05)
-    assert claims.verdicts(claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng))["claim_2"]["holds"]
-    # One target, one rule: weighted loses what it gained, on average over images.
-    cell["masked"][:, :, 0, :, :, 1, 0] = cell["masked"][:, :, 0, :, :, 0, 0]
-    cell["masked"][:, :, 0, :, :, 1, 0] += np.random.default_rng(1).normal(0, 0.05, (42, 1, 1, 1))
-    margins = claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng)
-    low = {margin.margin: margin.low for margin in margins}
-    assert low["t1_published"] <= 0
-    assert low["t2_published"] > 0
-    verdicts = claims.verdicts(margins)
-    assert verdicts["claim_2"]["holds"] is False
-    assert verdicts["claim_2"]["vgg16_bn_t2_published"]["low"] == low["t2_published"]  # what leads may well hold
-    assert verdicts["claim_3"]["holds"] is True
-
-
-def test_margin_of_localisation_is_a_mean_by_hand(rng):
-    cell = localisation_cell(shift=0.05)
-    (margin,) = claims.localisation_margins({"vgg16_bn": cell}, rng)
+@pytest.mark.parametrize(("dose", "epsilons"), [(math.nan, (0, 1)), (1e-3, (0,)), (3e-3, (1,))])
+def test_only_the_chosen_epsilon_counts(dose, epsilons):
+    cell = perturbation_cell(contrasts=WITH_PROBABILITY, dose=dose)
+    cell["changes"][:, [e for e in range(2) if e not in epsilons]] = math.nan
+    margins = perturbed({"resnet18": cell})
+    assert all(np.isfinite(margin.values).all() for margin in margins)
     by_hand = mean(
-        float(cell["share"][i, e, 3, t, s] - cell["share"][i, e, 0, t, s])
-        for i, e, t in itertools.product(range(30), range(3), range(2))
-        for s in [cell["evidence_signs"][i, e, t]]
+        float(cell["changes"][0, e, n, 2, image] - cell["changes"][3, e, n, 2, image])
+        for e, n, image in itertools.product(epsilons, range(3), range(20))
     )
-    assert margin.mean == pytest.approx(by_hand)
-    assert margin.mean == pytest.approx(0.05, abs=0.01)
-    assert 0 < margin.low < margin.mean < margin.high
-    assert (margin.claim, margin.margin, margin.n_images) == (2, "localisation_weighted_minus_original", 30)
-    assert np.isnan(margin.published)
+    assert value(of_statement(margins, "claim_1")["resnet18", "y_t_original_minus_weighted"]) == pytest.approx(by_hand)
 
 
-@pytest.mark.parametrize(("table1", "localisation"), itertools.product([True, False], repeat=2))
-def test_claim_2_needs_both_grounds(rng, table1, localisation):
-    sign = {True: 0.05, False: -0.05}
-    margins = claims.masking_margins({"mine": masking_cell(shift=sign[table1])}, published("table1"), rng)
-    margins += claims.localisation_margins({"mine": localisation_cell(shift=sign[localisation], n_above=20)}, rng)
-    verdict = claims.verdicts(margins)
-    claim = verdict["claim_2"]
-    assert claim["holds_table1"] is table1
-    assert claim["holds_localisation"] is localisation
-    assert claim["holds"] is (table1 and localisation)
-    assert verdict["claim_3"]["holds"] is table1
-    assert set(claim) == {"holds", "holds_table1", "holds_localisation", "mine_t2_published"}
-    counts = {margin.margin: margin.n_images for margin in margins if margin.claim == 2}
-    assert counts.pop("localisation_weighted_minus_original") == 20
-    assert set(counts.values()) == {30}
+def matching_by_hand(changes):
+    """From {(setting, contrast, quantity): change}: mean over settings of a difference of correlations."""
+    settings = dict.fromkeys(setting for setting, _, _ in changes)
+    gains = []
+    for setting in settings:
+        accuracy, p_t, y_t = ([changes[setting, contrast, q] for contrast in PRINTED] for q in QUANTITIES)
+        gains.append(pearson(p_t, accuracy) - pearson(y_t, accuracy))
+    return mean(gains)
 
 
-def test_localisation_on_the_whole_bird_is_no_ground_for_claim_2(rng):
-    margins = claims.masking_margins({"mine": masking_cell(shift=0.05)}, published("table1"), rng)
-    (on_the_bird,) = claims.localisation_margins({"mine": localisation_cell(shift=-0.05, discriminative=False)}, rng)
-    assert on_the_bird.margin == "on_the_bird_weighted_minus_original"
-    assert on_the_bird.high < 0
-    claim = claims.verdicts([*margins, on_the_bird])["claim_2"]
-    assert claim["holds"] is claim["holds_table1"] is True
-    assert "holds_localisation" not in claim
+@pytest.mark.parametrize("dose", [math.nan, 3e-3])
+def test_p_t_matches_accuracy_better_than_y_t_by_as_much_as_their_correlations_say(dose):
+    order = ("weighted", "original", "probability", "max", "mean")  # contrasts are found by name, not by place
+    cells = {name: perturbation_cell(seed, contrasts=order, dose=dose) for seed, name in enumerate(("resnet18", "b"))}
+    for cell in cells.values():  # they differ in what p_t has to do with accuracy
+        cell["changes"][..., 1, :] += cell["changes"][..., 0, :] * cell["changes"][0, 0, 0, 0, 0] * 20
+    found = of_statement(perturbed(cells), "claim_1")
+
+    def by_hand(chosen):
+        return matching_by_hand(
+            {
+                ((e, n), contrast, quantity): mean(
+                    float(change) for cell in chosen for change in cell["changes"][order.index(contrast), e, n, q]
+                )
+                for e, n in itertools.product(range(2) if math.isnan(dose) else [1], range(3))
+                for contrast in PRINTED
+                for q, quantity in enumerate(QUANTITIES)
+            }
+        )
+
+    name = "p_t_matches_accuracy_better_than_y_t"
+    for network, cell in cells.items():
+        assert value(found[network, name]) == pytest.approx(by_hand([cell]))
+    assert value(found["all networks", name]) == pytest.approx(by_hand(cells.values()))
+    assert value(found["resnet18", name]) != pytest.approx(value(found["b", name]), abs=0.01)
 
 
-def test_localisation_without_a_contrast_or_an_image_says_so(rng):
-    cell = localisation_cell()
-    with pytest.raises(ValueError, match="mine was localised without the contrast 'weighted'"):
-        claims.localisation_margins({"mine": cell | {"contrasts": np.array(["original", "mean", "max", "own"])}}, rng)
-    with pytest.raises(ValueError, match="mine: no test image above the threshold"):
-        claims.localisation_margins({"mine": localisation_cell(n_above=0)}, rng)
+def test_the_printed_match_is_that_of_the_digitised_figures():
+    names = ("alexnet", "densenet161", "not_in_the_review")
+    found = of_statement(perturbed({name: perturbation_cell() for name in names}), "claim_1")
+
+    def by_hand(networks):
+        changes = defaultdict(list)
+        for row in read_rows("fig1_fig2_digitised"):
+            if row["network"] in networks:
+                key = (row["epsilon"], row["n_iterations"]), row["contrast"], row["quantity"]
+                changes[key].append(float(row["change"]))
+        assert {len(values) for values in changes.values()} == {len(networks)}
+        assert len(changes) == 2 * 3 * 4 * 3
+        return matching_by_hand({key: mean(values) for key, values in changes.items()})
+
+    printed = {network: found[network, "p_t_matches_accuracy_better_than_y_t"].published for network in names}
+    for network in names[:2]:
+        assert printed[network] == pytest.approx(by_hand([network]))
+    pooled = found["all networks", "p_t_matches_accuracy_better_than_y_t"].published
+    assert pooled == pytest.approx(by_hand(names[:2]))
+    assert pooled != pytest.approx(mean([printed["alexnet"], printed["densenet161"]]), abs=1e-3)
+    assert np.isnan(printed["not_in_the_review"])
 
 
-def test_one_network_that_fails_fails_claim_2(rng):
-    cells = {"good": masking_cell(shift=0.05), "bad": masking_cell(shift=-0.05)}
-    verdicts = claims.verdicts(claims.masking_margins(cells, published("table1"), rng))
-    assert verdicts["claim_2"]["holds"] is False
-    assert {"good_t2_published", "bad_t2_published"} < set(verdicts["claim_2"])
+def test_what_goes_together_with_accuracy_matches_it_and_what_stands_still_does_not():
+    together, opposed = perturbation_cell(n_images=40), perturbation_cell(n_images=40)
+    together["changes"][..., 1, :] = 2 * together["changes"][..., 0, :] + 1
+    together["changes"][..., 2, :] = 0
+    opposed["changes"][..., 1, :] = -opposed["changes"][..., 0, :]
+    opposed["changes"][..., 2, :] = opposed["changes"][..., 0, :]
+    for cell, expected, verdict in ((together, 1, "holds"), (opposed, -2, "refuted")):
+        margin = of_statement(perturbed({"a": cell}), "claim_1")["a", "p_t_matches_accuracy_better_than_y_t"]
+        row = judged(margin).iloc[0]
+        assert [row["mean"], row["low"], row["high"]] == pytest.approx([expected] * 3, abs=1e-12)
+        assert row["verdict"] == verdict
 
 
-@pytest.mark.parametrize("low", [0.0, -1e-9, float("nan")])
-def test_interval_that_touches_zero_does_not_hold(low):
-    margins = [
-        claims.Margin(2, "vgg16_bn", "t1_published", 0.1, 0.05, 0.2, 0.1, 42),
-        claims.Margin(2, "vgg16_bn", "t2_published", 0.1, low, 0.2, 0.1, 42),
-    ]
-    assert claims.verdicts(margins)["claim_2"]["holds"] is False
-    assert claims.verdicts(margins[:1])["claim_2"]["holds"] is True
-
-
-@pytest.mark.parametrize(("n_images", "holds"), [(1, False), (9, False), (10, True)])
-def test_a_handful_of_images_shows_no_claim(rng, n_images, holds):
-    cell = masking_cell(shift=0.05, n_above=n_images)
-    margins = claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng)
-    assert all(margin.low > 0 for margin in margins)
-    assert claims.verdicts(margins)["claim_2"]["holds"] is holds
-
-
-def test_a_margin_that_is_no_number_does_not_reach_the_metrics(rng, tmp_path):
-    cell = masking_cell(shift=0.05)
-    cell["masked"][3] = np.nan
-    verdicts = claims.verdicts(claims.masking_margins({"vgg16_bn": cell}, published("table1"), rng))
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        runtime.write_metrics(tmp_path / "claims.json", verdicts)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_networks_must_have_perturbed_the_same_images(rng):
-    cells = {"resnet18": perturbation_cell(), "alexnet": perturbation_cell()}
-    cells["alexnet"]["images"] = cells["alexnet"]["images"] + 1
-    with pytest.raises(ValueError, match="resnet18 and alexnet perturbed different images"):
-        claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
-
-
-def test_published_margins_of_claim_1_are_the_reference_files(rng):
-    names = ("resnet18", "googlenet")
-    cells = {name: perturbation_cell() for name in (*names, "not_in_the_review")}
-    margins = claims.perturbation_margins(cells, published("fig1_fig2_digitised"), rng)
+def test_printed_changes_are_those_of_the_digitised_figures():
+    names = ("resnet18", "googlenet", "not_in_the_review")
+    cells = {name: perturbation_cell(contrasts=WITH_PROBABILITY) for name in names}
+    margins = perturbed(cells)
     sums = defaultdict(list)
     for row in read_rows("fig1_fig2_digitised"):
-        for network in {row["network"], "all networks"} & {*names, "all networks"} if row["network"] in names else ():
-            sums[network, row["quantity"], row["contrast"]].append(float(row["change"]))
-    compared = 0
-    for margin in (margin for margin in margins if margin.margin != claims.AGREEMENT):
-        quantity = next(quantity for quantity in QUANTITIES if margin.margin.startswith(quantity))
-        if margin.network == "not_in_the_review":
-            assert np.isnan(margin.published)
-            continue
-        weighted, original = (mean(sums[margin.network, quantity, contrast]) for contrast in ("weighted", "original"))
-        assert margin.published == pytest.approx(original - weighted if quantity == "y_t" else weighted - original)
-        compared += 1
-    assert compared == 9
-    assert all(margin.published > 0 for margin in margins if margin.network != "not_in_the_review")
+        if row["network"] in names:
+            for network in (row["network"], "all networks"):
+                sums[network, row["contrast"], row["quantity"]].append(float(row["change"]))
+
+    def printed(network, quantity, contrast, reference=None):
+        if network == "not_in_the_review":
+            return math.nan
+        less = 0 if reference is None else mean(sums[network, reference, quantity])
+        return mean(sums[network, contrast, quantity]) - less
+
+    literal = of_statement(margins, "3.1_literal")
+    axes = list(itertools.product(("all networks", *names), QUANTITIES, PRINTED))
+    assert set(literal) == {(network, f"{quantity}_{contrast}") for network, quantity, contrast in axes}
+    for network, quantity, contrast in axes:
+        margin = literal[network, f"{quantity}_{contrast}"]
+        assert margin.published == pytest.approx(printed(network, quantity, contrast), nan_ok=True)
+    raised = of_statement(margins, "3.1_max")
+    assert set(raised) == {(n, f"{q}_max_minus_original") for n in ("all networks", *names) for q in QUANTITIES[:2]}
+    for (network, name), margin in raised.items():
+        quantity = name.removesuffix("_max_minus_original")
+        assert margin.published == pytest.approx(printed(network, quantity, "max", "original"), nan_ok=True)
+    beside = of_statement(margins, "published_weighted")
+    printed_of = ("all networks", *names[:2])
+    assert set(beside) == {(n, f"{q}_probability_minus_original") for n in printed_of for q in QUANTITIES}
+    for (network, name), margin in beside.items():
+        quantity = name.removesuffix("_probability_minus_original")
+        sign, q = (-1 if quantity == "y_t" else 1), QUANTITIES.index(quantity)
+        assert margin.published == pytest.approx(sign * printed(network, quantity, "weighted", "original"))
+        assert margin.published > 0
+        chosen = [cells[network]] if network in cells else cells.values()
+        ours = mean(float((cell["changes"][4, :, :, q] - cell["changes"][0, :, :, q]).mean()) for cell in chosen)
+        assert value(margin) == pytest.approx(sign * ours)
 
 
-def test_published_margins_of_claims_2_and_3_are_the_printed_table(rng):
-    printed = {}
+def test_the_printed_weighted_stands_beside_nothing_else():
+    margins = perturbed({"resnet18": perturbation_cell()})  # without `probability`
+    assert of_statement(margins, "published_weighted") == {}
+    for (_, name), margin in of_statement(margins, "claim_1").items():
+        assert np.isnan(margin.published) == ("weighted" in name)
+
+
+def test_what_the_sentence_does_not_say_is_noted():
+    said = {(q, c) for q, c in itertools.product(QUANTITIES, PRINTED) if (q == "y_t") == (c in ("original", "mean"))}
+    assert len(said) == 6
+    cell = perturbation_cell(contrasts=WITH_PROBABILITY)
+    found = of_statement(perturbed({"a": cell}), "3.1_literal")
+    assert len(found) == 12
+    for quantity, contrast in itertools.product(QUANTITIES, PRINTED):
+        margin = found["a", f"{quantity}_{contrast}"]
+        assert (margin.note == "") is ((quantity, contrast) in said)
+        q, c = QUANTITIES.index(quantity), PRINTED.index(contrast)
+        assert value(margin) == pytest.approx(cell["changes"][c, :, :, q].mean())
+
+
+def test_a_head_whose_weights_sum_to_zero_makes_mean_and_original_one():
+    cell = perturbation_cell(n_images=30)
+    other = of_statement(perturbed({"a": cell}), "3.1_mean")["a", "p_t_mean_minus_original"]
+    assert (other.note, other.kind, other.bound) == ("", "equivalence", claims.SMALL_CHANGE)
+    cell["changes"][1, ..., 1, :] = cell["changes"][0, ..., 1, :]
+    margin = of_statement(perturbed({"a": cell}), "3.1_mean")["a", "p_t_mean_minus_original"]
+    assert "sum to zero" in margin.note
+    row = judged(margin).iloc[0]
+    assert (row["mean"], row["low"], row["high"], row["verdict"]) == (0, 0, 0, "holds")
+    cell["changes"][1, ..., 1, :] += 0.01  # twice the bound
+    assert judged(*of_statement(perturbed({"a": cell}), "3.1_mean").values())["verdict"].item() == "refuted"
+
+
+# --- the ledger: masking
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.05, "holds"), (-0.05, "refuted")])
+def test_claims_2_and_3_hold_where_weighted_raises_positive_and_lowers_negative(shift, verdict):
+    margins = masked({"vgg16_bn": masking_cell(shift=shift, rules=ALL_RULES)})
+    claim_2, claim_3 = (of_statement(margins, claim) for claim in ("claim_2", "claim_3"))
+    assert set(claim_2) == {("vgg16_bn", f"{t}_{r}") for t, r in itertools.product(TARGETS, RULES)}
+    assert set(claim_3) == {("vgg16_bn", explainer) for explainer in EXPLAINERS}
+    for row in judged(*claim_2.values(), *claim_3.values()).itertuples():
+        assert row.low < row.mean < row.high
+        assert row.mean == pytest.approx(shift, abs=0.01)
+        assert (row.verdict, row.n_images) == (verdict, 30)
+
+
+def gained(cell, explainers=range(3), targets=(0, 1), baselines=range(3), rules=(0, 1)):
+    """What weighted gains over original, by hand: mean over images above the threshold and all that is chosen."""
+    axes = (range(30), explainers, targets, baselines, (0, 1), rules)
+    return mean(
+        (-1) ** f * float(cell["masked"][i, e, t, b, f, 1, r] - cell["masked"][i, e, t, b, f, 0, r])
+        for i, e, t, b, f, r in itertools.product(*axes)
+    )
+
+
+def test_margins_of_masking_are_means_by_hand():
+    cell = masking_cell(shift=0.02, rules=ALL_RULES)
+    cell["masked"] += np.random.default_rng(5).normal(0, 0.05, cell["masked"].shape)
+    margins = masked({"mine": cell})
+    claim_2, claim_3, equal, alike = (
+        {name: value(margin) for (_, name), margin in of_statement(margins, statement).items()}
+        for statement in ("claim_2", "claim_3", "3.2_equal", "3.2_baselines")
+    )
+    assert claim_2["t2_published"] == pytest.approx(gained(cell, targets=(1,), rules=(0,)))
+    assert claim_2["t1_equal_kept"] == pytest.approx(gained(cell, targets=(0,), rules=(1,)))
+    assert claim_3["xgradcam"] == pytest.approx(gained(cell, explainers=(2,)))  # without the unequal rule
+    assert equal == {
+        f"unequal_minus_{rule}": pytest.approx(gained(cell, rules=(2,)) - gained(cell, rules=(r,)))
+        for r, rule in enumerate(RULES)
+    }
+    assert alike == {
+        f"{BASELINES[a]}_minus_{BASELINES[b]}": pytest.approx(
+            gained(cell, baselines=(a,)) - gained(cell, baselines=(b,))
+        )
+        for a, b in ((0, 1), (0, 2), (1, 2))
+    }
+    for statement in ("3.2_equal", "3.2_baselines"):
+        for margin in of_statement(margins, statement).values():
+            assert (margin.kind, margin.bound) == ("equivalence", claims.SMALL_PROBABILITY)
+
+
+def test_direction_and_xgradcam_are_means_by_hand():
+    cell = masking_cell(rules=ALL_RULES)
+    margins = masked({"mine": cell})
+    direction = of_statement(margins, "3.2_direction")
+    assert len(direction) == 4
+    for (t, target), (f, feature) in itertools.product(enumerate(TARGETS), enumerate(FEATURES)):
+        raised = mean(
+            float(cell["masked"][i, e, t, b, f, 1, 0] - cell["unmasked"][i, t])  # weighted, published
+            for i, e, b in itertools.product(range(30), range(3), range(3))
+        )
+        assert value(direction["mine", f"{target}_{feature}_kept"]) == pytest.approx((-1) ** f * raised)
+    ahead = of_statement(margins, "3.2_xgradcam")
+
+    def by_hand(targets, features):
+        axes = (range(30), targets, range(3), features, range(2))
+        return mean(
+            (-1) ** f * float(cell["masked"][i, 2, t, b, f, 1, r] - cell["masked"][i, 1, t, b, f, 1, r])
+            for i, t, b, f, r in itertools.product(*axes)
+        )
+
+    assert {name: value(margin) for (_, name), margin in ahead.items()} == {
+        "negative_features_xgradcam_minus_gradcam": pytest.approx(by_hand((0, 1), (1,))),
+        "t2_xgradcam_minus_gradcam": pytest.approx(by_hand((1,), (0, 1))),
+    }
+
+
+def test_the_rule_before_the_reviews_counts_for_its_own_statement_only():
+    cell = masking_cell(rules=ALL_RULES)
+    strange = cell | {"masked": cell["masked"].copy()}
+    strange["masked"][..., 2] = np.random.default_rng(1).random(strange["masked"].shape[:-1])
+    a, b = masked({"mine": cell}), masked({"mine": strange})
+    changed = {x.statement for x, y in zip(a, b, strict=True) if not np.allclose(x.values, y.values)}
+    assert changed == {"3.2_equal"}
+    assert of_statement(masked({"mine": masking_cell()}), "3.2_equal") == {}  # the rule was not asked for
+
+
+def test_published_margins_of_masking_are_the_printed_table():
+    printed, unmasked = {}, defaultdict(list)
     for row in read_rows("table1"):
-        if row["kept_features"] != "all":
+        if row["kept_features"] == "all":
+            unmasked[row["target"]].append(float(row["relative_probability"]))
+        else:
             key = row["explainer"], row["target"], row["baseline"], row["kept_features"]
             printed.setdefault(key, {})[row["contrast"]] = float(row["relative_probability"])
 
@@ -637,31 +814,550 @@ def test_published_margins_of_claims_2_and_3_are_the_printed_table(rng):
         assert len(gains) in (18, 12)
         return mean(gains)
 
-    for margin in claims.masking_margins({"vgg16_bn": masking_cell()}, published("table1"), rng):
-        wanted = margin.margin.split("_", 1)[0] if margin.claim == 2 else margin.margin
-        assert margin.published == pytest.approx(by_hand(wanted))
+    margins = masked({"vgg16_bn": masking_cell(rules=ALL_RULES)})
+    for (_, name), margin in of_statement(margins, "claim_2").items():
+        target, rule = name.split("_", 1)
+        expected = by_hand(target) if rule == "published" else math.nan
+        assert margin.published == pytest.approx(expected, nan_ok=True)
+    for (_, name), margin in of_statement(margins, "claim_3").items():
+        assert margin.published == pytest.approx(by_hand(name))
         assert margin.published > 0
+    for (_, name), margin in of_statement(margins, "3.2_direction").items():
+        target, feature, _ = name.split("_")
+        kept = [pair["weighted"] for key, pair in printed.items() if key[1] == target and key[3] == feature]
+        raised = mean(kept) - mean(unmasked[target])
+        assert margin.published == pytest.approx(raised if feature == "positive" else -raised)
+    others = [margin for margin in margins if margin.statement not in ("claim_2", "claim_3", "3.2_direction")]
+    assert np.isnan([margin.published for margin in others]).all()
 
 
-def test_no_image_above_the_threshold_is_an_error(rng):
-    with pytest.raises(ValueError, match="vgg16_bn: no test image is above"):
-        claims.masking_margins({"vgg16_bn": masking_cell(n_above=0)}, published("table1"), rng)
+def test_an_explainer_that_the_review_did_not_print_has_no_published_value():
+    cell = masking_cell()
+    cell["explainers"] = np.array(("gradcam", "xgradcam", "fullgrad"))
+    found = of_statement(masked({"mine": cell}), "claim_3")
+    assert {name: np.isnan(margin.published) for (_, name), margin in found.items()} == {
+        "gradcam": False,
+        "xgradcam": False,
+        "fullgrad": True,
+    }
 
 
-def test_verdicts_are_strict_json_of_few_numbers(tmp_path, rng):
-    margins = claims.perturbation_margins({"mine": perturbation_cell()}, published("fig1_fig2_digitised"), rng)
-    margins += claims.masking_margins({"mine": masking_cell()}, published("table1"), rng)
-    margins += claims.localisation_margins({"mine": localisation_cell()}, rng)
-    runtime.write_metrics(tmp_path / "claims.json", claims.verdicts(margins))
+@pytest.mark.parametrize("constant", [True, False])
+def test_explainers_that_coincide_are_marked(constant):
+    margins = masked({"mine": masking_cell(constant_gradient=constant)})
+    notes = {name: margin.note for (_, name), margin in of_statement(margins, "claim_3").items()}
+    assert notes.pop("gradcam") == ""
+    assert set(notes) == {"linear_approximation", "xgradcam"}
+    assert all(("GradCAM's" in note) is constant for note in notes.values())
+
+
+# --- the ledger: localisation
+
+
+def localised(cell, images, contrast, reference):
+    """Mean difference of the evidence's shares, by hand."""
+    return mean(
+        float(cell["share"][i, e, contrast, t, s] - cell["share"][i, e, reference, t, s])
+        for i, e, t in itertools.product(images, range(3), range(2))
+        for s in [cell["evidence_signs"][i, e, t]]
+    )
+
+
+def test_margins_of_localisation_are_means_by_hand():
+    cell = localisation_cell(shift=0.05, n_below=31, contrasts=(*PRINTED, "normalised"))
+    margins = list(claims.of_localisation({"mine": cell}))
+    named = {(margin.statement, margin.name): margin for margin in margins}
+    grounds = {(claim, "localisation_weighted_minus_original") for claim in ("claim_2", "4.2_expected")}
+    normalised = "4.3_normalise", "localisation_normalised_minus_weighted"
+    assert set(named) == {*grounds, normalised}
+    for row in judged(*margins).itertuples():
+        if row.statement == "4.3_normalise":
+            assert row.mean == pytest.approx(localised(cell, range(30, 61), 4, 3))
+            assert row.n_images == 31
+        else:
+            assert row.mean == pytest.approx(localised(cell, range(30), 3, 0))
+            assert row.mean == pytest.approx(0.05, abs=0.01)
+            assert 0 < row.low < row.mean < row.high
+            assert (row.n_images, row.verdict) == (30, "holds")
+        assert np.isnan(row.published)
+        assert row.note == ""
+
+
+def test_localisation_on_the_whole_bird_is_no_ground_for_claim_2():
+    cell = localisation_cell(shift=-0.05, discriminative=False, contrasts=(*PRINTED, "normalised"))
+    margins = list(claims.of_localisation({"mine": cell}))
+    assert [(margin.statement, margin.name) for margin in margins] == [
+        ("4.2_expected", "on_the_bird_weighted_minus_original"),
+        ("4.3_normalise", "on_the_bird_normalised_minus_weighted"),
+    ]
+    assert {margin.note for margin in margins} == {"what tells two classes apart is not known"}
+    assert value(margins[0]) == pytest.approx(localised(cell, range(30), 3, 0))
+    ground = masked({"mine": masking_cell(shift=0.05)})
+    verdicts = claims.headlines(judged(*of_statement(ground, "claim_2").values(), *margins))
+    assert verdicts["claim_2"]["holds"] is True
+    assert verdicts["4.2_expected"]["holds"] is False
+
+
+def test_claim_2_needs_both_grounds():
+    for shifts in itertools.product((0.05, -0.05), repeat=2):
+        margins = list(of_statement(masked({"mine": masking_cell(shift=shifts[0])}), "claim_2").values())
+        of_parts = claims.of_localisation({"mine": localisation_cell(shift=shifts[1])})
+        margins += [margin for margin in of_parts if margin.statement == "claim_2"]
+        assert len(margins) == 5
+        assert claims.headlines(judged(*margins))["claim_2"]["holds"] is (shifts == (0.05, 0.05))
+
+
+@pytest.mark.parametrize("absent", ["original", "weighted"])
+def test_localisation_without_a_contrast_says_so(absent):
+    cell = localisation_cell()
+    cell["contrasts"][list(PRINTED).index(absent)] = "own"
+    with pytest.raises(ValueError, match=f"mine was localised without the contrast '{absent}'"):
+        list(claims.of_localisation({"mine": cell}))
+
+
+# --- the ledger: relations
+
+
+def test_margins_of_relations_are_means_by_hand():
+    cell = relations_cell(explainers=("fullgrad", "gradcam", "gradcam++"))  # found by name
+    margins = list(claims.of_relations({"mine": cell}))
+    between = {name: cell["between"][:, 1, c] for c, name in enumerate((*PRINTED, "probability"))}
+    alike = {name: cell["alike"][:, 1, pair] for pair, name in enumerate(PAIRS)}
+    rest = [i for i in range(30) if cell["p"][i, 0] + cell["p"][i, 1] < 0.9]
+    assert rest == list(range(10))
+    by_hand = {
+        ("3.1_mean", "correlation_of_maps_above_0.99"): alike["mean and original"] - 0.99,
+        ("3.2_alike", "t1_t2_minus_two_other_classes"): between["original"] - cell["strangers"][:, 1],
+        ("3.2_complementary", "minus_correlation_of_t1_and_t2"): -between["weighted"],
+        ("3.2_complementary", "the_same_where_p_1_and_p_2_leave_0.1"): -between["weighted"][rest],
+        ("3.2_negative_area", "negative_share_minus_half"): cell["negative"][:, 1, 0] - 0.5,
+        ("3.3_inverse", "minus_correlation_of_t1_and_t2"): -between["max"],
+        ("eq_4", "correlation_of_maps_from_p_t_and_weighted"): alike["probability and weighted"],
+        ("6_gradcam++", "maps_from_p_t_and_weighted_less_alike_than_gradcam"): alike["probability and weighted"]
+        - cell["alike"][:, 2, 3],
+        ("fullgrad_negative", "negative_share_above_0.95"): cell["negative"][:, 0, 0] - 0.95,
+    }
+    named = {(margin.statement, margin.name): margin for margin in margins}
+    ranked = {
+        ("3.3_detail", "rank_correlation_of_distance_and_rivals"): (1 - alike["max and weighted"], cell["rivals"]),
+        ("4.3_dominating", "maps_more_alike_as_p_2_falls"): (alike["weighted and original"], -cell["p"][:, 1]),
+        ("4.3_dominating", "maps_more_alike_as_rivals_grow"): (alike["weighted and original"], cell["rivals"]),
+    }
+    assert set(named) == {*by_hand, *ranked}
+    assert len(margins) == len(named)
+    for key, values in by_hand.items():
+        np.testing.assert_allclose(named[key].values, values[None])
+        assert named[key].kind == ("identity" if key[0] in ("3.3_inverse", "eq_4", "6_gradcam++") else "comparison")
+    for key, (x, y) in ranked.items():
+        assert value(named[key]) == pytest.approx(spearmanr(x, y).statistic)
+    noted = {key for key, margin in named.items() if margin.note}
+    assert noted == {
+        ("3.2_complementary", "minus_correlation_of_t1_and_t2"),
+        ("4.3_dominating", "maps_more_alike_as_rivals_grow"),
+        ("6_gradcam++", "maps_from_p_t_and_weighted_less_alike_than_gradcam"),
+    }
+    for key, margin in named.items():
+        left = rest if key[1] == "the_same_where_p_1_and_p_2_leave_0.1" else range(30)
+        assert margin.images == [("birds", i) for i in left]
+
+
+@pytest.mark.parametrize("network_knows", [True, False])
+def test_relations_that_were_not_measured_have_no_rows(network_knows):
+    cell = relations_cell(ambiguous=10 if network_knows else 0, explainers=("gradcam",))
+    margins = list(claims.of_relations({"mine": cell}))
+    assert {"6_gradcam++", "fullgrad_negative"}.isdisjoint(margin.statement for margin in margins)
+    assert len(of_statement(margins, "3.2_complementary")) == 1 + network_knows
+
+
+def test_maps_of_a_head_whose_weights_sum_to_zero_are_marked():
+    cell = relations_cell()
+    notes = []
+    for correlations in (1.0, 1 - 1e-9, 0.999):
+        cell["alike"][:, 0, 0] = correlations
+        found = of_statement(claims.of_relations({"mine": cell}), "3.1_mean")
+        notes.append(found["mine", "correlation_of_maps_above_0.99"].note)
+    assert "sum to zero" in notes[0] == notes[1]
+    assert notes[2] == ""
+
+
+def test_the_rank_correlation_is_spearmans_with_ties_and_zero_of_a_constant():
+    rng = np.random.default_rng(3)
+    for x, y in [
+        (rng.normal(size=25), rng.normal(size=25)),
+        (rng.integers(0, 4, 40), rng.integers(0, 3, 40)),
+        (np.arange(9), -(np.arange(9.0) ** 3)),
+    ]:
+        moments = claims._moments(np.stack([claims._ranks(x), claims._ranks(y)], 1))
+        assert claims._from_moments(moments.mean(0)[None])[0] == pytest.approx(spearmanr(x, y).statistic)
+    several = np.stack([moments.mean(0), moments[:5].mean(0)])
+    assert claims._from_moments(several) == pytest.approx([-1, -1])
+    constant = claims._moments(np.stack([np.full(8, 0.5), np.arange(8)], 1))
+    assert claims._from_moments(constant.mean(0)[None]) == [0]
+
+
+def test_a_rank_correlation_is_judged_on_resampled_images():
+    cell = relations_cell(n_images=60)
+    cell["alike"][:, 0, 2] = -cell["p"][:, 1] + np.random.default_rng(0).normal(0, 0.003, 60)
+    margin = of_statement(claims.of_relations({"mine": cell}), "4.3_dominating")["mine", "maps_more_alike_as_p_2_falls"]
+    row = judged(margin).iloc[0]
+    assert 0 < row["low"] < row["mean"] < row["high"] <= 1
+    assert row["mean"] == pytest.approx(spearmanr(cell["alike"][:, 0, 2], -cell["p"][:, 1]).statistic)
+    assert row["verdict"] == "holds"
+    cell["p"] = 1 - cell["p"]
+    margin = of_statement(claims.of_relations({"mine": cell}), "4.3_dominating")["mine", "maps_more_alike_as_p_2_falls"]
+    assert judged(margin)["verdict"].item() == "refuted"
+
+
+# --- the ledger: transformers and gradients
+
+
+def test_the_bound_of_the_transformer_is_a_quarter_of_the_convolutional_effect():
+    cell, cnns = compared_cell(), {"a": masking_cell(shift=0.08), "b": masking_cell(1, shift=-0.02)}
+    cnns["few"] = masking_cell(n_above=29, shift=9.0)  # too few images to say what the effect is
+    found = of_statement(claims.of_transformers({"vit": cell}, cnns), "3.4_vit")
+    bound = abs(mean([gained(cnns["a"]), gained(cnns["b"])])) / 4
+    assert bound == pytest.approx(0.0075, abs=0.002)
+    explainers = cell["explainers"].tolist()
+    assert set(found) == {("vit", f"{explainer}_contrastive_minus_without_relu") for explainer in explainers}
+    standard, without, contrastive = cell["variants"].tolist()
+    assert (standard, without, contrastive) == ("standard", "without_relu", "contrastive")
+    for e, explainer in enumerate(explainers):
+        margin = found["vit", f"{explainer}_contrastive_minus_without_relu"]
+        assert (margin.kind, margin.bound) == ("equivalence", pytest.approx(bound))
+        assert margin.values.shape == (1, 3)  # images whose p_2 is above the first edge
+        by_hand = mean(
+            (-1) ** f * float(cell["masked"][i, e, t, b, f, 2, r] - cell["masked"][i, e, t, b, f, 1, r])
+            for i, t, b, f, r in itertools.product(range(3), (0, 1), range(3), (0, 1), (0, 1))
+        )
+        assert value(margin) == pytest.approx(by_hand)
+
+
+def test_a_bound_is_positive_though_the_effect_is_not():
+    found = of_statement(claims.of_transformers({"vit": compared_cell()}, {"a": masking_cell(shift=-0.04)}), "3.4_vit")
+    assert [margin.bound for margin in found.values()] == pytest.approx([0.01, 0.01], abs=0.001)
+
+
+def test_rollout_is_compared_with_gradcam_where_the_part_is_known():
+    cell = compared_cell()
+    (margin,) = claims.of_transformers({"vit": cell}, {})  # nothing says what a small effect is
+    explainers = cell["explainers"].tolist()
+    r, g = explainers.index("attention_rollout"), explainers.index("vit_gradcam")
+    blocks = cell["chosen_blocks"]
+    assert blocks[r] != blocks[g]
+    by_hand = [float(cell["share"][i, r, blocks[r], 0] - cell["share"][i, g, blocks[g], 0]) for i in (0, 1, 3, 4)]
+    np.testing.assert_allclose(margin.values, [by_hand])
+    assert (margin.statement, margin.name) == ("3.5_rollout", "share_rollout_minus_gradcam")
+    assert list(claims.of_transformers({"vit": cell | {"area": np.zeros(6)}}, {})) == []
+    for cnns in ({}, {"few": masking_cell(n_above=29)}, {"none": masking_cell(n_above=0)}):
+        assert of_statement(claims.of_transformers({"vit": cell}, cnns), "3.4_vit") == {}
+    sure = cell | {"p_2": np.full(6, 0.1)}
+    assert of_statement(claims.of_transformers({"vit": sure}, {"a": masking_cell()}), "3.4_vit") == {}
+
+
+def test_gradients_grow_with_the_logit_within_each_image():
+    table = norms_table()
+    cell = saturation_cell([0.2, 0.6, 0.9])
+    cell["paths"], cell["agreement"] = cell["paths"][::-1], cell["agreement"][::-1]
+    weights, kept = claims.of_gradients(table.sample(frac=1, random_state=0), "a", {"b": cell})
+    by_hand = [spearmanr(rows["logit"], rows["norm"]).statistic for _, rows in table.groupby("image")]
+    np.testing.assert_allclose(weights.values, [by_hand])
+    assert (weights.statement, weights.network, weights.kind) == ("4.3_weights", "a", "comparison")
+    np.testing.assert_array_equal(kept.values, [[0.25, 0.25, 0.25]])  # of p_t, at the last step
+    assert (kept.statement, kept.network, kept.kind) == ("4.3_saturation", "b", "identity")
+
+
+# --- the ledger: verdicts
+
+
+@pytest.mark.parametrize(
+    ("mean_", "spread", "verdict"),
+    [
+        (0.001, 0.002, "holds"),
+        (-0.001, 0.002, "holds"),
+        (0.05, 0.002, "refuted"),
+        (-0.05, 0.002, "refuted"),
+        (0.001, 0.2, "not shown"),
+        (0.0, 0.0, "holds"),
+    ],
+)
+def test_an_equivalence_holds_inside_its_bound_and_is_refuted_outside(mean_, spread, verdict):
+    row = judged(synthetic(mean=mean_, spread=spread, kind="equivalence", bound=0.005)).iloc[0]
+    assert row["verdict"] == verdict
+    assert row["mean"] == pytest.approx(mean_, abs=1e-12)
+    assert row["bound"] == 0.005
+    assert (row["p_value"] < 0.05) == (verdict == "holds")
+    if verdict == "refuted":
+        assert min(abs(row["low"]), abs(row["high"])) > 0.005
+
+
+@pytest.mark.parametrize(
+    ("mean_", "spread", "verdict"),
+    [(0.1, 0.05, "holds"), (-0.1, 0.05, "refuted"), (0.001, 0.05, "not shown"), (-0.001, 0.05, "not shown")],
+)
+def test_a_comparison_holds_above_zero_and_is_refuted_below(mean_, spread, verdict):
+    row = judged(synthetic(mean=mean_, spread=spread)).iloc[0]
+    assert row["verdict"] == verdict
+    assert row["low"] < row["mean"] < row["high"]
+    assert (row["low"] > 0 or row["high"] < 0) == (verdict != "not shown")
+
+
+def test_an_identity_is_shown_without_a_test():
+    for shown in (-1.0, 0.0, 1.0):
+        row = judged(synthetic("eq_4", mean=shown, kind="identity")).iloc[0]
+        assert row["mean"] == pytest.approx(shown)
+        assert np.isnan(row["p_value"])
+        assert np.isnan(row["p_holm"])
+        assert row["verdict"] == "identity"
+
+
+@pytest.mark.parametrize("n_images", [1, 29, 30])
+@pytest.mark.parametrize(
+    ("kind", "mean_", "verdict"),
+    [
+        ("comparison", 5.0, "holds"),
+        ("comparison", -5.0, "refuted"),
+        ("equivalence", 0.0, "holds"),
+        ("equivalence", 5.0, "refuted"),
+    ],
+)
+def test_few_images_are_no_verdict_whatever_the_effect(n_images, kind, mean_, verdict):
+    margin = synthetic(mean=mean_, spread=0.001, n_images=n_images, kind=kind, bound=0.1 * (kind == "equivalence"))
+    row = judged(margin).iloc[0]
+    few = n_images < 30
+    assert row["verdict"] == ("not shown" if few else verdict)
+    assert np.isnan(row["p_value"]) == np.isnan(row["p_holm"]) == few
+    assert row["n_images"] == n_images
+    assert row["mean"] == pytest.approx(mean_, abs=1e-12)
+
+
+def test_holm_counts_the_tested_rows_only():
+    weak = synthetic(name="weak", mean=0.0146, spread=0.05)
+    alone = judged(weak)
+    p = alone["p_value"].item()
+    assert 0.02 < p < 0.05
+    assert alone["p_holm"].item() == p
+    untested = [
+        *(synthetic("eq_4", name=f"identity {i}", kind="identity") for i in range(3)),
+        *(synthetic("claim_3", name=f"few {i}", n_images=29) for i in range(3)),
+    ]
+    beside = judged(weak, *untested)  # it comes first, so that its resamples are the same
+    assert beside["p_holm"][0] == p
+    assert beside["verdict"][0] == "holds"
+    assert beside["p_holm"][1:].isna().all()
+    tested = judged(weak, synthetic("claim_3", name="weaker", mean=0.0), *untested)
+    assert tested["p_holm"][0] == pytest.approx(2 * p)
+    assert tested["verdict"][0] == "not shown"
+    clear = judged(weak, synthetic("claim_3", name="clear"), *untested)
+    assert clear["p_holm"][0] == pytest.approx(p)  # the smaller one is stepped over
+    assert clear["p_holm"][1] == pytest.approx(2 * clear["p_value"][1])
+    assert list(clear["verdict"][:2]) == ["holds", "holds"]
+
+
+def test_the_ledger_holds_each_margin_as_it_is():
+    margins = [
+        synthetic("eq_4", kind="identity", mean=0.9, note="by construction"),
+        synthetic("claim_2", published=0.25, network="second"),
+        synthetic("claim_1", name="other", mean=0.3),
+        synthetic("claim_2", network="first"),
+    ]
+    ledger = judged(*margins)
+    assert list(ledger.columns) == [
+        *("statement", "section", "network", "margin", "kind", "mean", "low", "high", "bound", "published"),
+        *("n_images", "p_value", "p_holm", "note", "verdict"),
+    ]
+    assert list(ledger["statement"]) == ["claim_1", "claim_2", "claim_2", "eq_4"]
+    assert list(ledger["network"]) == ["mine", "second", "first", "mine"]
+    assert list(ledger["note"]) == ["", "", "", "by construction"]
+    assert ledger["published"].isna().tolist() == [True, False, True, True]
+    assert ledger["published"][1] == 0.25
+    assert ledger["mean"].to_numpy() == pytest.approx([0.3, 0.1, 0.1, 0.9])
+    pd.testing.assert_frame_equal(ledger, judged(*margins))
+
+
+def test_what_several_networks_have_is_pooled_over_their_pictures():
+    cells = {"a": masking_cell(1, shift=0.06), "b": masking_cell(2, 35, shift=0.02), "c": masking_cell(3, data="else")}
+    cells["a"]["images"] = cells["a"]["images"] + 10
+    margins = list(of_statement(masked(cells), "claim_2").values())
+    pooled = of_statement(claims.pooled(margins), "claim_2")
+    assert set(pooled) == {("all networks", f"{t}_{r}") for t, r in itertools.product(TARGETS, RULES)}
+    own = of_statement(margins, "claim_2")
+    for (_, name), margin in pooled.items():
+        values = [float(v) for network in cells for v in own[network, name].values[0]]
+        assert len(values) == 30 + 35 + 30
+        np.testing.assert_allclose(margin.values, [values])
+        assert len(margin.images) == len(values)
+        assert margin.published == pytest.approx(own["a", name].published, nan_ok=True)
+    ledger = judged(*margins).set_index(["network", "margin"])
+    assert len(ledger) == 4 * 4
+    row = ledger.loc["all networks", "t2_equal_kept"]
+    assert row["mean"] == pytest.approx(value(pooled["all networks", "t2_equal_kept"]))
+    assert row["n_images"] == 40 + 30  # a has pictures 10 to 39, b has 0 to 34; those of c are others
+    assert set(claims.headlines(ledger.reset_index())["claim_2"]) == {"holds", "all_networks"}
+
+
+def test_pictures_that_two_networks_saw_are_resampled_together():
+    once = synthetic(n_images=40, images=[("birds", i) for i in range(40)])
+    same = once._replace(network="other")
+    other = same._replace(images=[("else", i) for i in range(40)])
+    own, together, apart = (judged(*margins).iloc[0] for margins in ([once], [once, same], [once, other]))
+    assert (together["network"], together["n_images"], apart["n_images"]) == ("all networks", 40, 80)
+    assert together["mean"] == pytest.approx(own["mean"]) == pytest.approx(apart["mean"])
+    widths = [row["high"] - row["low"] for row in (own, together, apart)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.05)  # a picture seen twice says nothing new
+    assert widths[2] == pytest.approx(widths[0] / math.sqrt(2), rel=0.1)
+
+
+def test_few_pictures_are_few_though_many_networks_saw_them():
+    margins = [synthetic(n_images=29, network=n, images=[("birds", i) for i in range(29)]) for n in ("a", "b", "c")]
+    ledger = judged(*margins)
+    assert list(ledger["n_images"]) == [29] * 4
+    assert set(ledger["verdict"]) == {"not shown"}
+    several = [m._replace(images=[(m.network, i) for i in range(29)]) for m in margins]
+    assert list(judged(*several)["verdict"]) == ["holds", "not shown", "not shown", "not shown"]
+
+
+def test_margins_of_one_network_of_all_or_without_pictures_are_not_pooled():
+    pictures = [("birds", i) for i in range(60)]
+    one = synthetic(images=pictures, network="a")
+    for others in ([], [synthetic(network="b")], [synthetic(network=claims.ALL, images=pictures)]):
+        assert list(claims.pooled([one, *others])) == []
+    different = [one._replace(name="other", network="b"), one._replace(statement="claim_3", network="b")]
+    assert list(claims.pooled([one, *different])) == []
+    noted = [one._replace(note="x"), one._replace(note="x", network="b")]
+    assert [margin.note for margin in claims.pooled(noted)] == ["x"]
+    assert [margin.note for margin in claims.pooled([one, *noted[1:]])] == [""]
+
+
+def test_holm_is_of_each_network_and_of_all_together():
+    weak = synthetic(name="weak", mean=0.0146, spread=0.05)
+    p = judged(weak)["p_value"].item()
+    elsewhere = [synthetic("claim_3", f"other {i}", 0.0, network=n) for i, n in enumerate(("b", "b", claims.ALL))]
+    beside = judged(weak, *elsewhere)
+    assert beside["p_holm"][0] == p
+    assert beside["p_holm"][1] == pytest.approx(min(1, 2 * beside["p_value"][1]))
+
+
+def test_four_networks_speak_of_others_and_three_do_not():
+    """Networks that disagree widen the interval, once there are enough of them to resample."""
+    noise = np.random.default_rng(0).normal(0, 0.01, 60)
+    far = np.array([0.0, 0.2, 0.1, 0.1])
+    three, four = (
+        judged(claims.Margin("claim_1", claims.ALL, "m", far[:n, None] + noise))["high"].item()
+        - judged(claims.Margin("claim_1", claims.ALL, "m", far[:n, None] + noise))["low"].item()
+        for n in (3, 4)
+    )
+    assert three < 0.01
+    assert four > 0.05
+
+
+# --- the ledger: headlines
+
+
+def test_headlines_are_strict_json_of_few_numbers(tmp_path, ledger):
+    runtime.write_metrics(tmp_path / "claims.json", claims.headlines(ledger))
     text = (tmp_path / "claims.json").read_text()
     assert "NaN" not in text
     verdicts = json.loads(text)
-    assert set(verdicts) == {"claim_1", "claim_2", "claim_3"}
+    assert set(verdicts) == set(claims.STATEMENTS)
     assert all(verdict["holds"] in (True, False) for verdict in verdicts.values())
-    found = {(margin.network, margin.margin): margin for margin in margins}
-    leading = {"claim_1": "p_t_weighted_minus_original", "claim_2": "t2_published", "claim_3": "gradcam"}
-    for claim, name in leading.items():
-        network, key = (claims.ALL, name) if claim == "claim_1" else ("mine", f"mine_{name}")
-        expected = {bound: round(getattr(found[network, name], bound), 5) for bound in ("mean", "low", "high")}
-        assert verdicts[claim][key] == expected
-        assert sum(isinstance(value, dict) for value in verdicts[claim].values()) == 1
+    rows = ledger.set_index(["statement", "network", "margin"])
+    leading = {
+        "claim_1": ("all networks", "p_t_weighted_minus_original"),
+        "claim_2": ("mine", "t2_equal_kept"),
+        "claim_3": ("mine", "gradcam"),
+    }
+    for statement, verdict in verdicts.items():
+        if statement not in leading:
+            assert set(verdict) == {"holds"}
+            continue
+        network, name = leading[statement]
+        key = network.replace(" ", "_")
+        assert set(verdict) == {"holds", key}
+        row = rows.loc[statement, network, name]
+        assert verdict[key] == {bound: round(row[bound], 5) for bound in ("mean", "low", "high")}
+
+
+def test_a_margin_that_is_no_number_does_not_reach_the_metrics(tmp_path):
+    cell = masking_cell()
+    cell["masked"][3] = math.nan
+    verdicts = claims.headlines(judged(*of_statement(masked({"mine": cell}), "claim_2").values()))
+    assert verdicts["claim_2"]["holds"] is False
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        runtime.write_metrics(tmp_path / "claims.json", verdicts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def holds(*margins):
+    return {statement: verdict["holds"] for statement, verdict in claims.headlines(judged(*margins)).items()}
+
+
+def test_a_statement_holds_where_all_that_is_tested_holds():
+    good, bad = synthetic(name="good"), synthetic(name="bad", mean=-0.1)
+    unclear, few = synthetic(name="unclear", mean=0.0), synthetic(name="few", n_images=29)
+    identity = synthetic(name="identity", mean=-1.0, kind="identity")
+    for margins, expected in [
+        ([good], True),
+        ([bad], False),
+        ([good, bad], False),
+        ([good, unclear], False),
+        ([good, few], True),
+        ([few], False),
+        ([good, identity], True),
+        ([identity], True),
+        ([few, identity], False),
+    ]:
+        assert holds(*margins) == {"claim_2": expected}, [margin.name for margin in margins]
+
+
+def test_one_network_that_fails_fails_what_is_not_pooled():
+    margins = [synthetic(network="good"), synthetic(network="bad", mean=-0.1)]
+    verdicts = claims.headlines(judged(*margins))
+    assert verdicts["claim_2"]["holds"] is False
+    assert holds(margins[0]) == {"claim_2": True}
+    leading = [margin._replace(name="t2_equal_kept") for margin in margins]
+    assert set(claims.headlines(judged(*leading))["claim_2"]) == {"holds", "good", "bad"}
+
+
+def test_networks_together_speak_for_a_margin_that_they_share():
+    def margin(network, mean, name="shared", **options):
+        return synthetic("3.1_mean", name, mean, network=network, **options)
+
+    together = margin(claims.ALL, 0.1)
+    assert holds(together, margin("a", -0.1), margin("b", 0.3)) == {"3.1_mean": True}
+    assert holds(margin(claims.ALL, -0.1), margin("a", 0.1)) == {"3.1_mean": False}
+    # A margin of the same statement that is on no network but its own is judged there.
+    assert holds(together, margin("a", -0.1), margin("a", 0.1, "own")) == {"3.1_mean": True}
+    assert holds(together, margin("a", 0.1), margin("a", -0.1, "own")) == {"3.1_mean": False}
+
+
+# --- the ledger: nothing to say
+
+
+def test_without_networks_there_are_no_rows():
+    empty = pd.DataFrame({"image": [], "logit": [], "norm": []})
+    margins = [*perturbed({}), *masked({}), *claims.of_localisation({}), *claims.of_relations({})]
+    margins += [*claims.of_transformers({}, {}), *claims.of_gradients(empty, "none", {})]
+    assert margins == []
+    ledger = judged(*margins)
+    assert ledger.empty
+    assert "verdict" in ledger
+    assert claims.headlines(ledger) == {}
+
+
+def test_without_images_above_the_threshold_there_are_no_rows_of_them():
+    assert masked({"none": masking_cell(n_above=0)}) == []
+    assert {margin.network for margin in masked({"none": masking_cell(n_above=0), "some": masking_cell()})} == {"some"}
+    cell = localisation_cell(n_above=0, contrasts=(*PRINTED, "normalised"))
+    assert [margin.statement for margin in claims.of_localisation({"none": cell})] == ["4.3_normalise"]
+    cell = localisation_cell(n_below=0, contrasts=(*PRINTED, "normalised"))
+    assert {margin.statement for margin in claims.of_localisation({"all": cell})} == {"claim_2", "4.2_expected"}
+    assert list(claims.of_localisation({"none": localisation_cell(n_above=0)})) == []
+
+
+def test_what_is_noted_as_not_said_does_not_decide():
+    row = {"statement": "3.1_literal", "network": "mine", "kind": "comparison", "n_images": 50, "mean": 1.0, "low": 0.5,
+           "high": 1.5, "p_value": 0.0}  # fmt: skip
+    rows = [row | {"margin": "said", "verdict": "holds", "note": ""},
+            row | {"margin": "beside", "verdict": "refuted", "note": "not said: we looked"}]  # fmt: skip
+    assert claims.headlines(pd.DataFrame(rows))["3.1_literal"]["holds"] is True
+    assert claims.headlines(pd.DataFrame(rows[1:]))["3.1_literal"]["holds"] is False

@@ -22,12 +22,22 @@ from cxlib.datasets import images
 from cxlib.runs import Ranks
 from cxlib.synthbirds.species import generate
 from cxlib.training import fine_tune as training
-from cxlib.training.fine_tune import AUGMENTATIONS, BATCH_NORM, SCHEDULES, Recipe, fine_tune, predict
+from cxlib.training.fine_tune import (
+    AUGMENTATIONS,
+    BATCH_NORM,
+    OPTIMISERS,
+    SCHEDULES,
+    Augmented,
+    Kept,
+    Recipe,
+    fine_tune,
+    predict,
+)
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 SIZE = 32
-RECIPE = Recipe(2, 8, 0.01, 0.9, 5e-4, "constant", 0.0, "light", "learned", "float32")
+RECIPE = Recipe(2, 8, "sgd", 0.01, 0.9, 5e-4, "constant", 0.0, "light", "learned", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +56,20 @@ def recipe(**changes):
     return Recipe(**{**vars(RECIPE), **changes})
 
 
+def tune(network, samples, recipe=RECIPE, workers=0, seed=0, *how, **more):
+    """Train on augmented images."""
+    return fine_tune(network, Augmented(samples, recipe.augmentation, SIZE, seed), recipe, workers, seed, *how, **more)
+
+
 def train(samples, recipe, name="vgg16_bn_narrow", workers=0, seed=0):
     """A fresh network after training, and its losses."""
     network = fresh(name)
-    return network, [epoch.loss for epoch in fine_tune(network, samples, recipe, SIZE, workers, seed)]
+    return network, [epoch.loss for epoch in tune(network, samples, recipe, workers, seed)]
 
 
 def augmented(samples, name, size, epoch=0, seed=0):
     """All images of an epoch as a training sees them, and their labels."""
-    images = training._Augmented(samples, name, size, seed)
+    images = Augmented(samples, name, size, seed)
     return images.load([(epoch, index) for index in range(len(samples))])
 
 
@@ -78,7 +93,7 @@ def test_training_learns(birds):
 
 def test_network_is_in_eval_mode_after_every_epoch(birds):
     network = fresh()
-    for _ in fine_tune(network, birds, RECIPE, SIZE, 0, 0):
+    for _ in tune(network, birds):
         assert not any(module.training for module in network.modules())
 
 
@@ -110,7 +125,7 @@ def test_callers_random_state_is_untouched(birds, workers):
     network = fresh("squeezenet1_1")
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    for _ in fine_tune(network, birds, recipe(epochs=1), SIZE, workers, 0):
+    for _ in tune(network, birds, recipe(epochs=1), workers):
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -135,7 +150,7 @@ def test_last_batch_of_a_single_image_is_left_out(birds):
 def test_frozen_batch_norm_keeps_its_statistics_and_learns_the_rest(birds):
     network = fresh()
     before, weights = statistics(network), [parameter.clone() for parameter in network.parameters()]
-    list(fine_tune(network, birds, recipe(batch_norm="frozen"), SIZE, 0, 0))
+    list(tune(network, birds, recipe(batch_norm="frozen")))
     after = statistics(network)
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert sum(not torch.equal(a, b) for a, b in zip(weights, network.parameters())) > 40
@@ -202,6 +217,90 @@ def test_schedule_scales_the_learning_rate_of_every_step(birds, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh().parameters()))
 
 
+# --- optimisers -------------------------------------------------------------------------------------------------
+
+
+def steps_by_hand(optimiser, n_steps, x, labels, weight, rate, momentum, decay):
+    """Softmax regression without bias on a whole batch, in numpy: the gradient and both updates, written out."""
+    first, second = np.zeros_like(weight), np.zeros_like(weight)
+    for step in range(1, n_steps + 1):
+        p = np.exp(x @ weight.T)
+        p /= p.sum(1, keepdims=True)
+        gradient = (p - np.eye(len(weight))[labels]).T @ x / len(x)
+        if optimiser == "sgd":  # decay is a part of the gradient, and of the momentum
+            gradient = gradient + decay * weight
+            first = momentum * first + gradient
+            weight = weight - rate * first
+        else:  # decay is apart; the second moment's beta is 0.999
+            first = momentum * first + (1 - momentum) * gradient
+            second = 0.999 * second + 0.001 * gradient**2
+            moved = first / (1 - momentum**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+            weight = weight - rate * decay * weight - rate * moved
+    return weight
+
+
+def vectors():
+    """Twelve images of 2 x 1 x 1 features, and labels of three classes."""
+    draw = np.random.default_rng(0)
+    return draw.normal(size=(12, 2)).astype(np.float32), draw.integers(0, 3, 12)
+
+
+def linear():
+    with runtime.seeded(0):
+        return nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False))
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_an_optimiser_takes_the_published_steps(optimiser):
+    x, labels = vectors()
+    network, kept = linear(), Kept(torch.from_numpy(x)[..., None, None], labels)
+    begun = network[1].weight.detach().numpy().astype(np.float64)
+    how = recipe(epochs=5, batch_size=12, optimiser=optimiser, learning_rate=0.1, momentum=0.8, weight_decay=0.3)
+    losses = [epoch.loss for epoch in fine_tune(network, kept, how, 0, 0)]
+    expected = steps_by_hand(optimiser, 5, x.astype(np.float64), labels, begun, 0.1, 0.8, 0.3)
+    np.testing.assert_allclose(network[1].weight, expected, rtol=0, atol=1e-5)
+    assert np.abs(expected - begun).max() > 0.1
+    log_p = x @ begun.T - np.log(np.exp(x @ begun.T).sum(1, keepdims=True))
+    assert losses[0] == pytest.approx(-log_p[np.arange(12), labels].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_checkpoint_keeps_what_the_optimiser_remembers(tmp_path, optimiser):
+    x, labels = vectors()
+    kept, how = Kept(torch.from_numpy(x)[..., None, None], labels), recipe(optimiser=optimiser, epochs=4)
+    whole, begun, resumed = linear(), linear(), linear()
+    losses = list(fine_tune(whole, kept, how, 0, 0, float))
+    first = fine_tune(begun, kept, how, 0, 0, float, folder=tmp_path)
+    next(first), next(first), first.close()
+    assert list(fine_tune(resumed, kept, how, 0, 0, float, folder=tmp_path)) == losses
+    assert_same_weights(resumed, whole)
+    assert not torch.equal(begun[1].weight, whole[1].weight)
+
+
+# --- kept features ----------------------------------------------------------------------------------------------
+
+
+def test_kept_features_are_given_with_their_labels_in_every_epoch():
+    maps = torch.arange(5.0)[:, None, None, None].expand(5, 2, 3, 3)
+    kept = Kept(maps, [4, 3, 2, 1, 0])
+    assert len(kept) == 5
+    for epoch in (0, 7):
+        x, labels = kept.load([(epoch, 3), (epoch, 0)])
+        assert torch.equal(x, torch.tensor([3.0, 0.0])[:, None, None, None].expand(2, 2, 3, 3))
+        assert (labels.tolist(), labels.dtype) == ([1, 4], torch.int64)
+
+
+def test_a_share_without_kept_features_is_a_batch_of_none():
+    x, labels = Kept(torch.zeros(5, 2, 3, 3), [0] * 5).load([])
+    assert (x.shape, labels.shape, labels.dtype) == ((0, 2, 3, 3), (0,), torch.int64)
+
+
+@pytest.mark.parametrize("n_images", [0, 1])
+def test_a_training_without_two_images_is_refused(n_images):
+    with pytest.raises(ValueError, match=f"at least two images, there are {n_images}"):
+        list(fine_tune(linear(), Kept(torch.zeros(n_images, 2, 1, 1), [0] * n_images), RECIPE, 0, 0))
+
+
 # --- failures ---------------------------------------------------------------------------------------------------
 
 
@@ -230,9 +329,10 @@ def test_divergence_in_the_very_last_step_shows_in_the_prediction(birds):
         predict(network, [x])
 
 
-@pytest.mark.parametrize("field", ["schedule", "augmentation", "batch_norm", "precision"])
+@pytest.mark.parametrize("field", ["optimiser", "schedule", "augmentation", "batch_norm", "precision"])
 def test_unknown_name_lists_the_choices(birds, field):
     known = {
+        "optimiser": OPTIMISERS,
         "schedule": SCHEDULES,
         "augmentation": AUGMENTATIONS,
         "batch_norm": BATCH_NORM,
@@ -250,7 +350,7 @@ def test_diverging_training_keeps_the_last_good_state_and_names_its_file(birds, 
     monkeypatch.setitem(SCHEDULES, "constant", lambda done: 1e25 if done > 0.6 else 1.0)  # from 2.4 epochs on
     network = fresh()
     with pytest.raises(FloatingPointError, match=r"epoch 3: .*after 2 epochs and 1 steps.*checkpoint\.pt"):
-        list(fine_tune(network, birds, recipe(epochs=4, batch_size=6), SIZE, 0, 0, folder=tmp_path, every=0))
+        list(tune(network, birds, recipe(epochs=4, batch_size=6), folder=tmp_path, every=0))
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert (len(kept["epochs"]), kept["step"]) == (2, 1)
     assert sane(kept["network"])
@@ -264,14 +364,14 @@ def test_divergence_that_only_the_test_shows_keeps_the_epoch_before(birds, tmp_p
         return 0.5
 
     with pytest.raises(FloatingPointError, match=r"not finite; the state after 1 epochs and 0 steps is kept in"):
-        list(fine_tune(fresh(), birds, RECIPE, SIZE, 0, 0, measure, folder=tmp_path))
+        list(tune(fresh(), birds, measure=measure, folder=tmp_path))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epochs"][0][1] == 0.5
 
 
 def test_damaged_checkpoint_is_named(birds, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"half of a file")
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged: remove it"):
-        list(fine_tune(fresh(), birds, RECIPE, SIZE, 0, 0, folder=tmp_path))
+        list(tune(fresh(), birds, folder=tmp_path))
 
 
 # --- interruptions and ranks ------------------------------------------------------------------------------------
@@ -309,7 +409,8 @@ def test_three_ranks_train_the_network_that_one_trains(runs_of_their_own, name):
 
 OPTIONS = {
     "architecture": "mobilenet_v3_small", "weights": "random", "weights_path": "none", "image_size": 32, "epochs": 2,
-    "batch_size": 7, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "one_cycle", "clip": 1,
+    "frozen": "none", "batch_size": 7, "optimiser": "sgd",
+    "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "one_cycle", "clip": 1,
     "augmentation": "light", "batch_norm": "fast", "precision": "float32", "seed": 0, "out": "network.pt",
     "report": "report.npz", "curves": "curves",
 }  # fmt: skip
@@ -320,7 +421,7 @@ def stage(folder, birds, processes=1):
     folder.mkdir(exist_ok=True)
     options = OPTIONS | {"data": birds.paths[0].parents[2]}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, ROOT / "stages" / "train.py", "--no-crop", *words]
+    command = [sys.executable, ROOT / "stages" / "train.py", "fine_tune", "--no-crop", *words]
     machine = {"DEVICE": "cpu", "THREADS": 1, "WORKERS": 0, "PROCESSES": processes}
     environment = ENVIRONMENT | {f"CXLIB_{name}": str(value) for name, value in machine.items()}
     return subprocess.Popen(
@@ -358,9 +459,13 @@ def test_stage_goes_on_after_a_kill_and_shares_its_work_among_ranks(birds, tmp_p
     assert succeed(shared).count("test accuracy") == 1
     assert files(tmp_path / "shared").keys() == expected.keys()
     with np.load(tmp_path / "whole" / "report.npz") as one, np.load(tmp_path / "shared" / "report.npz") as two:
-        assert two.keys() == one.keys() == {"probabilities", "labels", "losses", "accuracies", "computed_by"}
-        assert two["computed_by"] == one["computed_by"]
-        for name in one.keys() - {"computed_by"}:
+        assert two.keys() == one.keys() == {
+            "probabilities", "labels", "losses", "accuracies", "classes", "computed_by",
+        }  # fmt: skip
+        assert one["classes"].tolist() == list(birds.classes)
+        for name in ("classes", "computed_by"):
+            assert np.array_equal(two[name], one[name])
+        for name in one.keys() - {"classes", "computed_by"}:
             np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4)
 
 
@@ -377,21 +482,29 @@ def test_augmented_images_keep_shape_and_range(birds, name, size):
         assert 0.5 < x.max() <= 1
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS.keys() - {"none"}))
 def test_augmentation_is_a_function_of_seed_epoch_and_image(birds, name):
     first, _ = augmented(birds, name, SIZE)
     torch.rand(7)
     assert torch.equal(augmented(birds, name, SIZE)[0], first)
     for other in (augmented(birds, name, SIZE, epoch=1), augmented(birds, name, SIZE, seed=1)):
         assert all(not torch.equal(image, before) for image, before in zip(other[0], first))
-    alone, label = training._Augmented(birds, name, SIZE, seed=0).load([(0, 3)])
+    alone, label = Augmented(birds, name, SIZE, seed=0).load([(0, 3)])
     assert torch.equal(alone, first[3:4])
     assert label.tolist() == [birds.labels[3]]
 
 
+def test_no_augmentation_is_the_image_as_it_is_tested_in_every_epoch(birds):
+    x, labels = augmented(birds, "none", 20)
+    expected, _ = images.load(birds, range(len(birds)), images.preprocessing(20, crop=False))
+    assert torch.equal(x, expected)
+    assert labels.tolist() == list(birds.labels)
+    assert torch.equal(augmented(birds, "none", 20, epoch=3, seed=7)[0], x)
+
+
 def test_a_share_without_images_is_a_batch_of_none(birds):
     """As that of the last rank, when the last batch has fewer images than there are ranks."""
-    x, labels = training._Augmented(birds, "light", SIZE, seed=0).load([])
+    x, labels = Augmented(birds, "light", SIZE, seed=0).load([])
     assert (x.shape, x.dtype) == ((0, 3, SIZE, SIZE), torch.float32)
     assert (labels.shape, labels.dtype) == ((0,), torch.int64)
 
@@ -419,6 +532,7 @@ def test_published_augmentation_has_the_reviews_settings():
     assert (list(crop.size), crop.scale, crop.ratio) == ([224, 224], (0.7, 1.0), (0.75, 4 / 3))
     assert InterpolationMode(crop.interpolation) == InterpolationMode.BILINEAR
     assert (perspective.distortion_scale, perspective.p) == (0.2, 0.5)
+    assert InterpolationMode(perspective.interpolation) == InterpolationMode.BICUBIC
     assert grayscale.p == apply.p == 0.2
     (blur,) = apply.transforms
     assert (list(blur.kernel_size), list(blur.sigma)) == ([3, 3], [0.1, 2.0])

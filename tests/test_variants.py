@@ -45,6 +45,19 @@ def test_variants_are_the_explanations_of_their_names(network, images, explainer
     assert (maps[:, :, NAMES.index("without_relu")] < 0).any()
 
 
+def test_the_published_rollout_is_a_further_variant_that_changes_none_of_the_others(network, images, regions):
+    maps = variants.maps(network, images, LEADING, "attention_rollout", None)
+    published = variants.published(network, images, LEADING, None)
+    expected = explain(network, images, LEADING, "published_rollout", "probability", relu=True, upsample=False)
+    assert torch.equal(published, expected)
+    measured = variants.compare(torch.cat([maps, published[:, :, None]], 2), regions, SHOWN)
+    without = variants.compare(maps, regions, SHOWN)
+    np.testing.assert_array_equal(measured.alike, without.alike)
+    for with_it, before in zip(measured[1:], without[1:]):
+        assert with_it.shape == (3, len(NAMES) + 1)
+        np.testing.assert_allclose(with_it[:, :-1], before, rtol=1e-12)
+
+
 def test_relu_of_gradcam_is_the_positive_part_and_rollouts_is_not(network, images):
     gradcam, rollout = (variants.maps(network, images, LEADING, name, None).unbind(2) for name in EXPLAINERS)
     assert_close(gradcam[0], gradcam[1].clamp(min=0))

@@ -157,6 +157,59 @@ def test_standard_rollouts_are_shares_that_leave_something_to_the_tokens_without
     assert ((maps.sum((1, 2)) > 0) & (maps.sum((1, 2)) < 1)).all()
 
 
+def slow_published_rollout(network, image, vector):
+    """The review's code, word by word, for one image: forward hooks collect attentions, backward hooks gradients."""
+    network = network.requires_grad_()
+    logits, attentions = forward_with_attentions(network, image)
+    gradients = list(torch.autograd.grad((logits * vector).sum(), attentions))[::-1]  # as backward reaches them
+    network.requires_grad_(False)
+    result = torch.eye(attentions[0].shape[-1], dtype=torch.float64)
+    for attention, gradient in zip(attentions, gradients):
+        fused = (attention.detach() * gradient)[None].mean(axis=1)  # (1, N, N)
+        fused[fused < 0] = 0
+        a = (fused + torch.eye(fused.shape[-1])) / 2
+        a = a / a.sum(dim=-1)
+        result = a @ result
+    return result[0, 0, prefix(network) :]
+
+
+@pytest.mark.parametrize("kind", ["class token", "registers", "torchvision"])
+def test_the_published_rollout_is_the_reviews_code_read_literally(kind):
+    network = build(kind)
+    images = pictures(network)
+    ours = explain(network, images, TARGETS, "published_rollout", "probability", relu=True, upsample=False)
+    vectors = cotangent("probability", network(images), TARGETS)
+    correct = explain(network, images, TARGETS, "attention_rollout", "probability", relu=True, upsample=False)
+    for image, vector, found, other in zip(images, vectors, ours, correct):
+        expected = slow_published_rollout(network, image, vector)
+        torch.testing.assert_close(found.flatten(), expected, rtol=1e-8, atol=1e-12)
+        assert not torch.allclose(found, other, rtol=1e-3, atol=0)
+
+
+def matrices(seed, n=4, depth=3):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 3, n, n, generator=generator, dtype=torch.float64) for _ in range(depth)]
+
+
+def test_the_published_rollout_is_the_correct_one_where_nothing_tells_the_three_differences_apart():
+    """One block has one order, one head no order of mean and ReLU, a row sum that all rows share no axis."""
+    attentions, gradients = ([m[:, :1] for m in matrices(seed, depth=1)] for seed in (0, 1))
+    weighted = (attentions[0] * gradients[0]).clamp(min=0)
+    attentions = [weighted / weighted.sum(-1, keepdim=True)]
+    gradients = [torch.ones_like(weighted)]
+    one, other = (vit.rollout(attentions, gradients, slice(0, 1), True, published) for published in (True, False))
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_a_batchs_published_rollout_is_that_of_its_images(relu):
+    attentions, gradients = matrices(0), matrices(1)
+    together = vit.rollout(attentions, gradients, slice(0, 1), relu, published=True)
+    for i in range(2):
+        one = ([m[i : i + 1] for m in each] for each in (attentions, gradients))
+        torch.testing.assert_close(vit.rollout(*one, slice(0, 1), relu, published=True)[0], together[i])
+
+
 @pytest.mark.parametrize("total", [0.0, 1e-9, -1e-9])
 def test_a_row_that_sums_to_nothing_leaves_the_rollout_finite(total):
     attention = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
@@ -364,7 +417,7 @@ def test_transformers_are_explained_in_every_grad_mode_and_keep_their_training_m
 # --- one clear line -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("explainer", vit.MAPS)
+@pytest.mark.parametrize("explainer", vit.MAPS | vit.PUBLISHED)
 def test_a_network_without_attention_is_refused(pooled, images, targets, explainer):
     with pytest.raises(ValueError, match="Tiny is no plain Vision Transformer"):
         explain(pooled, images, targets, explainer)

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from cxlib import runs, runtime
 from cxlib.datasets import images
-from cxlib.training.fine_tune import Recipe, fine_tune
+from cxlib.training.fine_tune import Augmented, Recipe, fine_tune
 
 SIZE = 32
 # 16 images: 7, 7 and 2 a batch, so that of three ranks one has no image of the last.
-RECIPE = Recipe(4, 7, 0.02, 0.9, 5e-4, "one_cycle", 5.0, "light", "learned", "float32")
+RECIPE = Recipe(4, 7, "sgd", 0.02, 0.9, 5e-4, "one_cycle", 5.0, "light", "learned", "float32")
 
 
 def small():
@@ -44,7 +44,8 @@ def train(samples, out, ranks=runs.Ranks(), folder=None, n_epochs=None):  # noqa
     network, epochs = small(), []
     # The measure is a number that only these weights give.
     measured = lambda n: n + sum(p.abs().sum().item() for p in network.parameters())  # noqa: E731
-    for epoch in fine_tune(network, samples, RECIPE, SIZE, 0, 0, measured, ranks, folder, every=0):
+    source = Augmented(samples, RECIPE.augmentation, SIZE, 0)
+    for epoch in fine_tune(network, source, RECIPE, 0, 0, measured, ranks, folder, every=0):
         epochs.append(tuple(epoch))
         if len(epochs) == n_epochs:
             return

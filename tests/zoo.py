@@ -16,7 +16,7 @@ from torch import nn
 from cxlib import networks, runtime, taps
 from cxlib.contrasts import CONTRASTS, cotangent
 from cxlib.explainers import explain
-from cxlib.networks.build import _head
+from cxlib.networks.build import last_layer
 
 EXPLAINERS = ("gradient", "gradcam", "linear_approximation", "xgradcam", "fullgrad")
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
@@ -75,7 +75,7 @@ def small(name: str) -> tuple[networks.Network, torch.Tensor]:
                 images = torch.rand(2, 3, side, side)
             network = networks.freeze(networks.Network(name, inner, {}))
             with runtime.seeded(1):
-                for parameter in inner.get_submodule(_head(inner)).parameters():
+                for parameter in inner.get_submodule(last_layer(inner)).parameters():
                     parameter.normal_(0, 0.1)  # some heads begin with zeros, which would explain nothing
             taps.logits(network, images)
         except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:

@@ -19,7 +19,7 @@ from cxlib.networks import explanation_layer
 
 MAPS = gradient.MAPS | cam.MAPS
 #: Those that record what they need themselves: from (network, images, cotangents of the logits, layer, relu).
-OWN = fullgrad.MAPS | vit.MAPS
+OWN = fullgrad.MAPS | vit.MAPS | vit.PUBLISHED
 EXPLAINERS: dict[str, Callable[..., Tensor]] = MAPS | OWN
 
 
@@ -46,8 +46,7 @@ def explain(
             (B, T, K), ``normalised`` (`explainers.normalised`), or a list of C of them.
         layer: the explanation layer, by name or module; None takes the network's own
             (`networks.explanation_layer`). `gradient` and `fullgrad` take none: they explain the whole network;
-            `vit_gradcam` takes a layer of tokens (`vit.token_layers`), `attention_rollout` the block at which it
-            begins.
+            `vit_gradcam` takes a layer of tokens (`vit.token_layers`), a rollout the block at which it begins.
         relu: keep the positive part only, as the explainers' standard variants do.
         upsample: bilinear to (H, W), ``align_corners=True`` as published; False keeps the layer's resolution.
 

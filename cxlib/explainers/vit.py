@@ -191,20 +191,27 @@ def attention_rollout(
     Raises:
         ValueError: no transformer, or `layer` is none of its blocks.
     """
-    lie = tokens(network, images)
-    with unfused(network) as probes:
-        traced = taps.record_each(network, images, probes[_first_block(network, layer) :])
-    shape = traced.activations[0].shape
-    if shape[-2:] != (lie.n_prefix + lie.grid[0] * lie.grid[1],) * 2:
-        raise ValueError(f"attention_rollout needs attention among all tokens, got matrices of shape {tuple(shape)}")
-    maps = [
-        rollout(traced.activations, traced.pull_back(cotangent), lie.pooled, relu)
-        for cotangent in cotangents(traced.logits).unbind(1)
-    ]
-    return torch.stack(maps, 1)[..., lie.n_prefix :].unflatten(-1, lie.grid)
+    return _rolled_out(network, images, cotangents, layer, relu, published=False)
 
 
-def rollout(attentions: Sequence[Tensor], gradients: Sequence[Tensor], pooled: slice, relu: bool) -> Tensor:
+def published_rollout(
+    network: nn.Module, images: Tensor, cotangents: Cotangents, layer: str | nn.Module | None, relu: bool
+) -> Tensor:
+    """Attention rollout in the arithmetic of the review's code, to compare with its Figure 5b: (B, M, h, w).
+
+    It differs from `attention_rollout` in three places: a block's attention is multiplied by the gradient of the block
+    as far from the *other* end; the heads are averaged before `relu`, not behind it; and A + I is divided by
+    ``sum(-1)`` without keepdim, so that the sum of row j divides column j. The review keeps the positive part and
+    starts from p_t, contrast `probability`.
+
+    Args and raises as `attention_rollout`.
+    """
+    return _rolled_out(network, images, cotangents, layer, relu, published=True)
+
+
+def rollout(
+    attentions: Sequence[Tensor], gradients: Sequence[Tensor], pooled: slice, relu: bool, published: bool = False
+) -> Tensor:
     """The rolled-out attention (B, N) of the pooled tokens to all.
 
     Args:
@@ -212,15 +219,19 @@ def rollout(attentions: Sequence[Tensor], gradients: Sequence[Tensor], pooled: s
         gradients: likewise.
         pooled: the rows that are averaged.
         relu: keep the positive part of gradient * attention.
+        published: as `published_rollout` has it.
     """
     eye = torch.eye(attentions[0].shape[-1]).to(attentions[0])
     rows = eye[pooled]
     # From the last block to the first, so that only these rows are multiplied.
-    for attention, gradient in zip(reversed(attentions), reversed(gradients)):
+    for attention, gradient in zip(reversed(attentions), gradients if published else reversed(gradients)):
         weighted = gradient * attention
+        if published:
+            weighted = weighted.mean(1, keepdim=True)
         mixed = ((weighted.clamp(min=0) if relu else weighted).mean(1) + eye) / 2
         total = mixed.sum(-1, keepdim=True)
-        rows = rows @ (mixed / torch.where(total.abs() < TINY, TINY, total))
+        divisor = torch.where(total.abs() < TINY, TINY, total)
+        rows = rows @ (mixed / (divisor.mT if published else divisor))
     return rows.masked_fill(eye[pooled].bool(), 0).mean(1)
 
 
@@ -228,6 +239,29 @@ MAPS: dict[str, Callable[[nn.Module, Tensor, Cotangents, str | nn.Module | None,
     "vit_gradcam": vit_gradcam,
     "attention_rollout": attention_rollout,
 }
+#: Kept for comparison with printed maps; no experiment runs over it as it does over `MAPS`.
+PUBLISHED = {"published_rollout": published_rollout}
+
+
+def _rolled_out(
+    network: nn.Module,
+    images: Tensor,
+    cotangents: Cotangents,
+    layer: str | nn.Module | None,
+    relu: bool,
+    published: bool,
+) -> Tensor:
+    lie = tokens(network, images)
+    with unfused(network) as probes:
+        traced = taps.record_each(network, images, probes[_first_block(network, layer) :])
+    shape = traced.activations[0].shape
+    if shape[-2:] != (lie.n_prefix + lie.grid[0] * lie.grid[1],) * 2:
+        raise ValueError(f"attention_rollout needs attention among all tokens, got matrices of shape {tuple(shape)}")
+    maps = [
+        rollout(traced.activations, traced.pull_back(cotangent), lie.pooled, relu, published)
+        for cotangent in cotangents(traced.logits).unbind(1)
+    ]
+    return torch.stack(maps, 1)[..., lie.n_prefix :].unflatten(-1, lie.grid)
 
 
 def _as_map(values: Tensor, lie: Tokens) -> Tensor:

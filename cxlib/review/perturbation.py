@@ -160,6 +160,22 @@ def perturbation_grid(
     }
 
 
+def dose(p_t: Tensor, gains: Sequence[Tensor], epsilons: Sequence[float]) -> float:
+    """The epsilon that leaves a comparison of contrasts the most room: half of what p_t lacks to 1 is gained.
+
+    Too small a step shows nothing, and one that brings every contrast to the ceiling nothing either. To be asked of
+    training images, before any test image is perturbed.
+
+    Args:
+        p_t: (B,), of the unperturbed images.
+        gains: one (B,) an epsilon, what p_t gains in one step of `original`.
+        epsilons: the choice.
+    """
+    room = 1 - p_t.double().mean()
+    missed = [abs(float(gain.double().mean() / room) - 0.5) for gain in gains]
+    return epsilons[missed.index(min(missed))]
+
+
 def sign_agreement(
     network: nn.Module, images: Tensor, targets: Tensor, contrasts: Sequence[str], precision: torch.dtype
 ) -> Tensor:

@@ -83,11 +83,22 @@ def maps(network: nn.Module, images: Tensor, targets: Tensor, explainer: str, la
     return torch.stack([found[name] for name in VARIANTS], 2)
 
 
+def published(network: nn.Module, images: Tensor, targets: Tensor, layer: str | nn.Module | None) -> Tensor:
+    """The rollout of the review's own code, from p_t, at the patches' resolution: (B, T, h, w).
+
+    Not in `VARIANTS`, for it has no GradCAM beside it; ``torch.cat([maps, published[:, :, None]], 2)`` is measured by
+    `compare` as a further variant, in no pair.
+
+    Args as `maps`.
+    """
+    return explain(network, images, targets, "published_rollout", "probability", layer, True, upsample=False)
+
+
 def compare(explained: Tensor, regions: Tensor, shown: Tensor) -> Compared:
     """Measure maps (B, 2 targets, variants, h, w) of the classes t1 and t2.
 
     Args:
-        explained: what `maps` returns for two targets.
+        explained: what `maps` returns for two targets, with or without further variants behind.
         regions: (B, H, W) bool, where the two classes differ.
         shown: (B,), 1 where the image shows t2 and 0 elsewhere: the class whose positive mass belongs in the region.
     """

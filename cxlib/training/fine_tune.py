@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ class Recipe:
     Attributes:
         epochs: passes over the training images; 0 takes the weights as they are.
         batch_size: images a step, those of all ranks together.
-        learning_rate, momentum, weight_decay: of SGD.
+        optimiser: a name in `OPTIMISERS`.
+        learning_rate, momentum, weight_decay: the optimiser's.
         schedule: a name in `SCHEDULES`.
         clip: a gradient of a larger norm is scaled down to this one; 0 scales none.
         augmentation: a name in `AUGMENTATIONS`.
@@ -39,6 +40,7 @@ class Recipe:
 
     epochs: int
     batch_size: int
+    optimiser: str
     learning_rate: float
     momentum: float
     weight_decay: float
@@ -56,6 +58,21 @@ class Epoch(NamedTuple):
     measured: float | None
 
 
+def sgd(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum, as published."""
+    rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
+    return torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=decay)
+
+
+def adamw(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, for transformers; the momentum is its first beta."""
+    betas = (recipe.momentum, 0.999)
+    return torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=betas, weight_decay=recipe.weight_decay)
+
+
+OPTIMISERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}
+
+
 def published(image_size: int) -> list[v2.Transform]:
     """The review's augmentation, with its settings and in its order."""
     return [
@@ -65,7 +82,7 @@ def published(image_size: int) -> list[v2.Transform]:
         v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1),
         v2.RandomAffine(degrees=0, translate=(0.1, 0.1)),
         v2.RandomResizedCrop((image_size, image_size), scale=(0.7, 1.0), ratio=(0.75, 4 / 3)),
-        v2.RandomPerspective(distortion_scale=0.2, p=0.5),
+        v2.RandomPerspective(distortion_scale=0.2, p=0.5, interpolation=v2.InterpolationMode.BICUBIC),
         v2.RandomGrayscale(p=0.2),
         v2.RandomApply([v2.GaussianBlur(3, sigma=(0.1, 2.0))], p=0.2),
     ]
@@ -79,7 +96,12 @@ def light(image_size: int) -> list[v2.Transform]:
     ]
 
 
-AUGMENTATIONS: dict[str, Callable[[int], list[v2.Transform]]] = {"published": published, "light": light}
+def none(image_size: int) -> list[v2.Transform]:
+    """The images as they are tested without a crop: the same in every epoch."""
+    return [v2.Resize((image_size, image_size))]
+
+
+AUGMENTATIONS: dict[str, Callable[[int], list[v2.Transform]]] = {"published": published, "light": light, "none": none}
 
 
 def constant(_done: float) -> float:
@@ -122,9 +144,8 @@ BATCH_NORM: dict[str, Callable[[nn.Module], None]] = {"learned": learned, "fast"
 
 def fine_tune(
     network: nn.Module,
-    samples: Samples,
+    source: "Source",
     recipe: Recipe,
-    image_size: int,
     workers: int,
     seed: int,
     measure: Callable[[int], float | None] = lambda _n_epochs: None,
@@ -141,9 +162,8 @@ def fine_tune(
 
     Args:
         network: on its device; the same on all ranks.
-        samples: the training images.
+        source: the training images, `Augmented`; or what a frozen part made of them, `Kept`.
         recipe: how to train.
-        image_size: height and width after the augmentation.
         workers: processes that load images, of each rank.
         seed: of every draw.
         measure: called on all ranks after each epoch, with the number of epochs done; rank 0's value is kept.
@@ -156,19 +176,17 @@ def fine_tune(
         FloatingPointError: the loss is no longer finite; the last checkpoint, if there is one, stays.
     """
     runtime.check_name("schedule", recipe.schedule, SCHEDULES)
-    runtime.check_name("augmentation", recipe.augmentation, AUGMENTATIONS)
+    runtime.check_name("optimiser", recipe.optimiser, OPTIMISERS)
     runtime.check_name("batch norm", recipe.batch_norm, BATCH_NORM)
     runtime.check_name("precision", recipe.precision, runtime.PRECISIONS)
-    if len(samples) < 2:
-        raise ValueError(f"training needs at least two images, there are {len(samples)}")
+    n_samples = len(source)
+    if n_samples < 2:
+        raise ValueError(f"training needs at least two images, there are {n_samples}")
     device = next(network.parameters()).device
     parameters = list(network.requires_grad_().parameters())
-    optimiser = torch.optim.SGD(
-        parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    augmented = _Augmented(samples, recipe.augmentation, image_size, seed)
+    optimiser = OPTIMISERS[recipe.optimiser](parameters, recipe)
     # A batch of one image has no statistics to normalise by.
-    n_batches = len(samples) // recipe.batch_size + (len(samples) % recipe.batch_size > 1)
+    n_batches = n_samples // recipe.batch_size + (n_samples % recipe.batch_size > 1)
     reduced = torch.autocast(
         device.type, getattr(torch, recipe.precision), recipe.precision != "float32" and device.type == "cuda"
     )
@@ -178,9 +196,9 @@ def fine_tune(
     for epoch in range(len(epochs), recipe.epochs):
         network.train()
         BATCH_NORM[recipe.batch_norm](network)
-        order = _epoch_order(len(samples), recipe.batch_size, seed, epoch)[:n_batches]
+        order = _epoch_order(n_samples, recipe.batch_size, seed, epoch)[:n_batches]
         mine = [batch[ranks.rank :: ranks.size] for batch in order[step:]]
-        loaded = prefetched(augmented.load, mine, workers)
+        loaded = prefetched(source.load, mine, workers)
         bar = runtime.progress(loaded, f"epoch {epoch + 1}/{recipe.epochs}", "batch", len(mine), ranks.rank == 0)
         for images, labels in bar:
             done = (epoch * n_batches + step + 1) / (recipe.epochs * n_batches)
@@ -326,13 +344,46 @@ class _Checkpoint:
             raise ValueError(f"{self.path} is damaged: remove it, and the training begins anew") from error
 
 
-class _Augmented:
-    """Augmented training images; image (epoch, index) is the same whoever asks for it."""
+class Source(Protocol):
+    """What is trained on: a number of images with labels, of which a training asks for (epoch, index)."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def load(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) of a share of a batch, which may have none."""
+
+
+class Kept:
+    """What a frozen part of a network made of the training images, the same in every epoch."""
+
+    def __init__(self, features: Tensor, labels: Sequence[int]):
+        self.features, self.labels = features, torch.tensor(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Features (B, C, h, w) and labels (B,)."""
+        chosen = [index for _, index in items]
+        return self.features[chosen], self.labels[chosen]
+
+
+class Augmented:
+    """Augmented training images; image (epoch, index) is the same whoever asks for it.
+
+    Raises:
+        ValueError: an unknown augmentation.
+    """
 
     def __init__(self, samples: Samples, augmentation: str, image_size: int, seed: int):
+        runtime.check_name("augmentation", augmentation, AUGMENTATIONS)
         self.samples, self.image_size, self.seed = samples, image_size, seed
         to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
         self.transform: Transform = v2.Compose([*AUGMENTATIONS[augmentation](image_size), *to_tensor])
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def load(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Images and labels of a share of a batch, which has none when there are more ranks than images."""

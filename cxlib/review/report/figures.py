@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from cxlib import overlay
 from cxlib.overlay import COLOURS
+from cxlib.review.report.claims import HOLDS, IDENTITY, NOT_SHOWN, REFUTED, STATEMENTS
 from cxlib.review.report.statistics import second_degree_fit
 from cxlib.review.report.tables import SURENESS, sureness
 
@@ -441,10 +442,92 @@ def _class(target: str) -> str:
     return f"${target[0]}_{target[1:]}$"
 
 
+def doses(table: pd.DataFrame, path: Path | str) -> None:
+    """What each contrast changes beyond `original`, by epsilon: a row a network, a column a quantity.
+
+    The band is the 95 % interval, of the largest number of iterations; a dotted line marks the epsilon of the verdicts.
+
+    Args:
+        table: what `tables.doses` returns.
+        path: PNG to write.
+    """
+    table = table[table["n_iterations"] == table["n_iterations"].max()]
+    networks, quantities = list(dict.fromkeys(table["network"])), list(dict.fromkeys(table["quantity"]))
+    size = (3.6 * len(quantities), 2.6 * len(networks) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(networks), len(quantities), sharex=True, squeeze=False)
+    for (i, network), (j, quantity) in product(enumerate(networks), enumerate(quantities)):
+        axis, rows = axes[i, j], table[(table["network"] == network) & (table["quantity"] == quantity)]
+        for contrast, line in rows.groupby("contrast", sort=False):
+            colour = COLOURS.get(contrast)
+            axis.plot(line["epsilon"], line["margin"], "o-", color=colour, label=contrast, markersize=3)
+            axis.fill_between(line["epsilon"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
+        for epsilon in rows.loc[rows["chosen"], "epsilon"].unique():
+            axis.axvline(epsilon, color="black", linewidth=0.8, linestyle=":")
+        axis.axhline(0, color="black", linewidth=0.6)
+        axis.set_xscale("log")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_title(f"{network}: {LABELS[quantity]}", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("$\\epsilon$")
+    axes[0, 0].set_ylabel("beyond original")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    overlay.save(figure, path)
+
+
+VERDICTS = {HOLDS: "#2f7d4f", REFUTED: "#b3392f", NOT_SHOWN: "#8a8a8a", IDENTITY: "#4a78b0"}
+"""One colour a verdict."""
+
+
+def ledger(table: pd.DataFrame, path: Path | str) -> None:
+    """The ledger as a forest plot: a line a margin under its sentence, the interval to scale, the numbers beside it.
+
+    Every line has a scale of its own, for margins are probabilities, logits and correlations: zero is common, and of an
+    equivalence the shaded bound. Published values are diamonds.
+
+    Args:
+        table: what `claims.judge` returns.
+        path: PNG to write.
+    """
+    lines: list[Any] = []
+    for statement, rows in table.groupby("statement", sort=False):
+        lines += [statement, *rows.itertuples()]
+    figure = Figure(figsize=(13, 0.215 * len(lines) + 1.3), layout="constrained")
+    axis = figure.subplots()
+    for y, row in enumerate(lines):
+        if isinstance(row, str):
+            section, sentence = STATEMENTS[row]
+            axis.text(-5.2, y, f"{row}  ({section}): {sentence}", fontsize=9, fontweight="bold", va="center")
+            continue
+        colour = VERDICTS[row.verdict]
+        shown = [row.mean, row.low, row.high, row.bound, *([] if np.isnan(row.published) else [row.published])]
+        scale = max(np.abs(shown)) or 1.0
+        if row.bound:
+            axis.barh(y, 2 * row.bound / scale, 0.8, -row.bound / scale, color="#e4e4e4", zorder=0)
+        axis.plot(np.array([row.low, row.high]) / scale, [y, y], color=colour, linewidth=1.6)
+        axis.plot(row.mean / scale, y, "o", color=colour, markersize=4.5)
+        if not np.isnan(row.published):
+            axis.plot(row.published / scale, y, "D", color="none", markeredgecolor="black", markersize=4.5)
+        axis.text(-5.1, y, row.margin.replace("_", " "), fontsize=8, va="center")
+        axis.text(-1.15, y, row.network, fontsize=8, va="center", ha="right")
+        numbers = f"{row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]  n = {row.n_images}"
+        axis.text(1.15, y, numbers, fontsize=8, va="center", family="monospace")
+        note = f" ({row.note})" if isinstance(row.note, str) and row.note else ""  # an empty one is NaN in a CSV
+        axis.text(3.35, y, row.verdict + note, fontsize=8, va="center", color=colour)
+    axis.axvline(0, color="black", linewidth=0.8, zorder=0)
+    axis.set(xlim=(-5.3, 6.2), ylim=(len(lines) - 0.4, -0.8), yticks=[], xticks=[])
+    axis.spines[:].set_visible(False)
+    marks = [Line2D([], [], color=colour, marker="o", label=verdict) for verdict, colour in VERDICTS.items()]
+    marks.append(Line2D([], [], color="none", marker="D", markeredgecolor="black", label="published"))
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False)
+    overlay.save(figure, path)
+
+
 #: The figures that are drawn from one table, or from maps.
 FIGURES: dict[str, Callable[[Any, Path | str], None]] = {
     "figure_1_2": figure_1_2,
     "perturbation_vs_published": perturbation_vs_published,
+    "doses": doses,
     "saturation": saturation,
     "figure_6": figure_6,
     "table1": table_1,
@@ -456,4 +539,5 @@ FIGURES: dict[str, Callable[[Any, Path | str], None]] = {
     "figure_5": overlay.over_images,
     "vit": transformers,
     "vit_blocks": transformers,
+    "ledger": ledger,
 }

@@ -32,6 +32,26 @@ def perturbation(cells: Mapping[str, Arrays]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def doses(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """What each contrast changes beyond `original`, by epsilon: a step too small shows nothing, nor one too large.
+
+    One row for each (network, contrast, epsilon, n, quantity), with a 95 % bootstrap interval over images; `chosen` is
+    the epsilon that training images chose for the verdicts.
+    """
+    rows = []
+    for network, cell in cells.items():
+        contrasts = list(cell["contrasts"])
+        margins = cell["changes"] - cell["changes"][contrasts.index("original")]
+        interval = bootstrap_mean(np.moveaxis(margins, -1, 0), rng)
+        axes = (cell[axis] for axis in ("contrasts", "epsilons", "n_iterations", "quantities"))
+        for index, (contrast, epsilon, n, quantity) in _indexed(*axes):
+            if contrast != "original":
+                bounds, chosen = (bound[index] for bound in interval), epsilon == cell["dose"]
+                rows.append((network, contrast, epsilon, n, quantity, *bounds, chosen, margins.shape[-1]))
+    columns = ["network", "contrast", "epsilon", "n_iterations", "quantity", "margin", "low", "high", "chosen"]
+    return pd.DataFrame(rows, columns=[*columns, "n_images"])
+
+
 def zero_gradients(cells: Mapping[str, Arrays]) -> pd.DataFrame:
     """Share of pixel values whose gradient was exactly zero, so that sign() left them where they were.
 
@@ -130,7 +150,9 @@ def tested(reports: Mapping[str, Arrays], threshold: float) -> pd.DataFrame:
     rows = []
     for network, report in reports.items():
         p = -np.sort(-report["probabilities"], 1)
-        row = {"network": network, "test_accuracy": (report["probabilities"].argmax(1) == report["labels"]).mean()}
+        right = (report["probabilities"].argmax(1) == report["labels"]).mean()
+        # The labels of images that show other classes than the network knows are -1.
+        row = {"network": network, "test_accuracy": right if (report["labels"] >= 0).all() else np.nan}
         row |= {"n_images": len(p), "best_epoch": report["accuracies"].argmax() + 1 if len(report["accuracies"]) else 0}
         for rank in (2, 3):
             row[f"n_p{rank}_above_threshold"] = (p[:, rank - 1 : rank] > threshold).sum()

@@ -1,0 +1,100 @@
+"""What the maps of one image say of each other: the sentences of sections 3.2, 3.3 and 4.3 that are about maps alone.
+
+"Consistent", "almost complementary", "extremely similar", "fall back to": each is a correlation of two maps over the
+pixels of the explanation layer, and each is put beside what it has to be read against: two classes that the image does
+not show, how many rivals the target has, how sure the network is.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cxlib import contrasts, taps
+from cxlib.explainers import explain
+
+#: Contrasts whose maps are related, and pairs of them whose maps of t1 are correlated.
+CONTRASTS = ("original", "mean", "max", "weighted", "probability")
+PAIRS = (("mean", "original"), ("max", "weighted"), ("weighted", "original"), ("probability", "weighted"))
+
+
+class Related(NamedTuple):
+    """Measures of a batch, float64 on the CPU; a correlation with a constant map is 0.
+
+    Attributes:
+        between: (B, explainers, contrasts), correlation of the maps of t1 and t2.
+        strangers: (B, explainers), the same of the original maps of two other classes, drawn at random.
+        residual: (B, explainers), share of the original map of t2 that no multiple of the map of t1 explains.
+        alike: (B, explainers, pairs), correlation of two contrasts' maps of t1, by `PAIRS`.
+        negative: (B, explainers, contrasts), share of the pixels of the map of t1 that are negative.
+        rivals: (B,), effective number of t1's rivals, 1 / sum_s alpha_s^2 with the alpha of Eq. 2, from 1 to K - 1.
+        p: (B, 2), the probabilities of t1 and t2.
+    """
+
+    between: Tensor
+    strangers: Tensor
+    residual: Tensor
+    alike: Tensor
+    negative: Tensor
+    rivals: Tensor
+    p: Tensor
+
+
+def relate(
+    network: nn.Module, images: Tensor, explainers: Sequence[str], layer: nn.Module | None, generator: torch.Generator
+) -> Related:
+    """Relate the maps of each image's two most probable classes.
+
+    Args:
+        network: maps images (B, 3, H, W) in [0, 1] to logits (B, K), K >= 4.
+        images: (B, 3, H, W) in [0, 1].
+        explainers: names in `explainers.EXPLAINERS`.
+        layer: the explanation layer, as `explain` takes it.
+        generator: draws the two other classes.
+
+    Raises:
+        ValueError: there are fewer than four classes, an unknown name, or a layer without a map.
+    """
+    logits = taps.logits(network, images).double().cpu()
+    if logits.shape[1] < 4:
+        raise ValueError(f"two leading classes and two others make four, the network tells {logits.shape[1]} apart")
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    others = 2 + torch.stack([torch.randperm(logits.shape[1] - 2, generator=generator)[:2] for _ in images])
+    classes = torch.cat([order[:, :2], order.gather(1, others)], 1)  # (B, 4): t1, t2, and two others
+    places = {name: place for place, name in enumerate(CONTRASTS)}
+    measured = []
+    for name in explainers:
+        maps = explain(network, images, classes, name, CONTRASTS, layer, upsample=False)
+        t1, t2, *strangers = maps.transpose(0, 1).double().cpu().flatten(3).unbind(2)  # (B, contrasts, pixels) each
+        measured.append(
+            (
+                correlation(t1, t2),
+                correlation(*(other[:, 0] for other in strangers)),
+                1 - cosine(t1[:, 0], t2[:, 0]) ** 2,
+                torch.stack([correlation(t1[:, places[a]], t1[:, places[b]]) for a, b in PAIRS], -1),
+                (t1 < 0).double().mean(-1),
+            )
+        )
+    alpha = contrasts.weighted(logits, order[:, 0]).clamp(max=0)  # -alpha_s, and 0 for the target
+    p = logits.softmax(1).gather(1, order[:, :2])
+    between, apart, residual, alike, negative = (torch.stack(values, 1) for values in zip(*measured))
+    return Related(between, apart, residual, alike, negative, 1 / (alpha**2).sum(1), p)
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    """Cosine of the angle of maps (..., pixels): (...); 0 where either is zero."""
+    scale = x.norm(dim=-1) * y.norm(dim=-1)
+    return torch.where(scale > 0, (x * y).sum(-1) / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0)
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's correlation over the pixels of maps (..., pixels): (...); 0 where either is constant."""
+    # A map that is constant up to rounding is constant.
+    centred = []
+    for values in (x, y):
+        mean = values.mean(-1, keepdim=True)
+        spread = values - mean
+        constant = spread.abs().amax(-1, keepdim=True) <= 1e-6 * values.abs().amax(-1, keepdim=True)
+        centred.append(torch.where(constant, 0, spread))
+    return cosine(*centred)

@@ -1,0 +1,41 @@
+"""How the maps of one network relate: of two classes, of two contrasts, and to how sure the network is."""
+
+import click
+import torch
+from _command import COUNT, SharedStage, option, several
+from _experiment import chosen_layer, network_options, running
+
+from cxlib import networks
+from cxlib.datasets.images import choose, read
+from cxlib.review import relations
+
+
+@click.command(cls=SharedStage)
+@network_options
+@option("--layer")
+@several("--explainers")
+@option("--max-images", COUNT)
+@option("--seed", COUNT)
+@option("--out")
+def main(network, data, image_size, crop, layer, explainers, max_images, seed, out):
+    """Write correlations of the maps of test images, whatever their p_2, to --out."""
+    samples = read(data, "test")
+    chosen = choose(range(len(samples)), max_images, seed)
+    with running([network, *samples.paths]) as run:
+        model = networks.load(network).to(run.device, memory_format=torch.channels_last)
+        tapped = networks.explanation_layer(model, chosen_layer(layer))
+
+        def compute(batch, x, _labels):
+            # A generator of the batch's own: a batch that is computed again draws the same classes.
+            generator = torch.Generator().manual_seed(seed + int(batch[0]))
+            return relations.relate(model, x, explainers, tapped, generator)._asdict()
+
+        results = run.map(samples, compute, chosen)
+        if results is None:
+            return
+        pairs = [" and ".join(pair) for pair in relations.PAIRS]
+        run.write(out, chosen, **results, explainers=explainers, contrasts=relations.CONTRASTS, pairs=pairs)
+
+
+if __name__ == "__main__":
+    main()
