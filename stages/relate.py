@@ -26,9 +26,9 @@ def main(network, data, image_size, crop, layer, explainers, max_images, seed, o
         tapped = networks.explanation_layer(model, chosen_layer(layer))
 
         def compute(batch, x, _labels):
-            # A generator of the batch's own: a batch that is computed again draws the same classes.
-            generator = torch.Generator().manual_seed(seed + int(batch[0]))
-            return relations.relate(model, x, explainers, tapped, generator)._asdict()
+            # A generator of each image's own: whatever batch it is in, it draws the same classes.
+            generators = [torch.Generator().manual_seed(seed + int(index)) for index in batch]
+            return relations.relate(model, x, explainers, tapped, generators)._asdict()
 
         results = run.map(samples, compute, chosen)
         if results is None:

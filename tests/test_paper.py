@@ -23,7 +23,7 @@ from test_fetch import devkit_tar, md5, tar_of
 from cxlib.synthbirds import species
 
 ROOT = Path(__file__).parents[1]
-#: Four minutes on two cores; for slower ones.
+#: Seven minutes on two cores that are shared; for slower ones.
 pytestmark = pytest.mark.timeout(900)
 NINE = (
     "resnet18", "alexnet", "googlenet", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0", "vgg16",

@@ -17,12 +17,12 @@ EXPLAINERS = ("gradcam++", "gradcam", "linear_approximation", "xgradcam")
 LINEAR = [name for name in EXPLAINERS if name != "gradcam++"]
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def generators(seed, n):
+    return [torch.Generator().manual_seed(seed + i) for i in range(n)]
 
 
 def related(network, images, seed=0, explainers=EXPLAINERS):
-    return relate(network, images, explainers, network.features, generator(seed))
+    return relate(network, images, explainers, network.features, generators(seed, len(images)))
 
 
 def constant_logits(network, *logits):

@@ -181,7 +181,8 @@ def repo(tmp_path_factory):
 
 OPTIONS = (
     "--network network.pt --data birds --image-size 32 --no-crop --contrasts original --contrasts probability"
-    " --epsilons 0.001 --epsilons 0.003 --n-iterations 1 --n-iterations 3 --precision float32 --max-images 13 --seed 0"
+    " --epsilons 0.001 --epsilons 0.003 --n-iterations 1 --n-iterations 3 --precision float32 --dose-images 2"
+    " --max-images 13 --seed 0"
 )
 SCRIPT = [sys.executable, str(ROOT / "stages" / "perturb.py")]
 

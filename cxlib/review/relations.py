@@ -42,7 +42,11 @@ class Related(NamedTuple):
 
 
 def relate(
-    network: nn.Module, images: Tensor, explainers: Sequence[str], layer: nn.Module | None, generator: torch.Generator
+    network: nn.Module,
+    images: Tensor,
+    explainers: Sequence[str],
+    layer: nn.Module | None,
+    generators: Sequence[torch.Generator],
 ) -> Related:
     """Relate the maps of each image's two most probable classes.
 
@@ -51,7 +55,7 @@ def relate(
         images: (B, 3, H, W) in [0, 1].
         explainers: names in `explainers.EXPLAINERS`.
         layer: the explanation layer, as `explain` takes it.
-        generator: draws the two other classes.
+        generators: one an image, which draws its two other classes.
 
     Raises:
         ValueError: there are fewer than four classes, an unknown name, or a layer without a map.
@@ -60,7 +64,7 @@ def relate(
     if logits.shape[1] < 4:
         raise ValueError(f"two leading classes and two others make four, the network tells {logits.shape[1]} apart")
     order = logits.argsort(dim=1, descending=True, stable=True)
-    others = 2 + torch.stack([torch.randperm(logits.shape[1] - 2, generator=generator)[:2] for _ in images])
+    others = 2 + torch.stack([torch.randperm(logits.shape[1] - 2, generator=generator)[:2] for generator in generators])
     classes = torch.cat([order[:, :2], order.gather(1, others)], 1)  # (B, 4): t1, t2, and two others
     places = {name: place for place, name in enumerate(CONTRASTS)}
     measured = []
