@@ -151,6 +151,13 @@ def _verdict(row) -> str:
     return NOT_SHOWN if not significant else HOLDS if row.mean > 0 else REFUTED
 
 
+def decisive(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The rows that decide: a margin on all networks together where there is such a row, else on each."""
+    margins = pd.MultiIndex.from_frame(ledger[["statement", "margin"]])
+    together = ledger["network"] == ALL
+    return ledger[together | ~margins.isin(margins[together])]
+
+
 #: The margin of each claim that its headline gives.
 LEADING = {"claim_1": "p_t_weighted_minus_original", "claim_2": "t2_equal_kept", "claim_3": "gradcam"}
 
@@ -163,9 +170,7 @@ def headlines(ledger: pd.DataFrame) -> dict[str, dict]:
     one of identities alone does.
     """
     result: dict[str, dict] = {}
-    for statement, rows in ledger.groupby("statement", sort=False):
-        pooled = rows["network"] == ALL
-        judged = rows[pooled | ~rows["margin"].isin(rows["margin"][pooled])]
+    for statement, judged in decisive(ledger).groupby("statement", sort=False):
         said = ~judged["note"].fillna("").str.startswith(NOT_SAID)
         tested = judged[said & (judged["kind"] != IDENTITY) & (judged["n_images"] >= FEWEST)]
         identities = (judged["kind"] == IDENTITY).all()

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from cxlib import overlay
 from cxlib.overlay import COLOURS
-from cxlib.review.report.claims import HOLDS, IDENTITY, NOT_SHOWN, REFUTED, STATEMENTS
+from cxlib.review.report.claims import HOLDS, IDENTITY, NOT_SHOWN, REFUTED, STATEMENTS, decisive
 from cxlib.review.report.statistics import second_degree_fit
 from cxlib.review.report.tables import SURENESS, sureness
 
@@ -145,13 +145,14 @@ def saturation(steps: pd.DataFrame, path: Path | str) -> None:
 def table_1(table: pd.DataFrame, path: Path | str) -> None:
     """Table 1 as dots with their 95 % intervals, and the printed values beside them as open diamonds.
 
-    A row of panels a network and rule, a column what is kept of which class; the grey line is the unmasked image.
+    A row of panels a network and rule of equal area, a column what is kept of which class; the grey line is the image
+    as it is.
 
     Args:
         table: columns as `tables.with_published` gives them.
         path: PNG to write.
     """
-    kept = table[table["kept_features"] != "all"]
+    kept = table[(table["kept_features"] != "all") & (table["rule"] != "unequal")]
     if kept.empty:
         return overlay.nothing("No test image is above the threshold.", path)
     blocks = list(kept[["network", "rule"]].drop_duplicates().itertuples(index=False))
@@ -482,15 +483,16 @@ VERDICTS = {HOLDS: "#2f7d4f", REFUTED: "#b3392f", NOT_SHOWN: "#8a8a8a", IDENTITY
 def ledger(table: pd.DataFrame, path: Path | str) -> None:
     """The ledger as a forest plot: a line a margin under its sentence, the interval to scale, the numbers beside it.
 
-    Every line has a scale of its own, for margins are probabilities, logits and correlations: zero is common, and of an
-    equivalence the shaded bound. Published values are diamonds.
+    A margin that is on all networks together stands there only. Every line has a scale of its own, for margins are
+    probabilities, logits and correlations: zero is common, and of an equivalence the shaded bound. Published values are
+    diamonds.
 
     Args:
         table: what `claims.judge` returns.
         path: PNG to write.
     """
     lines: list[Any] = []
-    for statement, rows in table.groupby("statement", sort=False):
+    for statement, rows in decisive(table).groupby("statement", sort=False):
         lines += [statement, *rows.itertuples()]
     figure = Figure(figsize=(13, 0.215 * len(lines) + 1.3), layout="constrained")
     axis = figure.subplots()

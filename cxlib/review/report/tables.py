@@ -240,11 +240,13 @@ def by_ambiguity(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.Da
 def with_published(table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """The masking table with the printed value beside each of ours, empty where the review prints none.
 
-    The printed values follow the published rule; they stand beside both rules.
+    The printed values follow the published rule, and stand beside it only.
     """
     keys = ["explainer", "target", "baseline", "kept_features", "contrast"]
     printed = published.rename(columns={"relative_probability": "published"})
-    return table.merge(printed[[*keys, "published"]], on=keys, how="left")
+    joined = table.merge(printed[[*keys, "published"]], on=keys, how="left")
+    joined["published"] = joined["published"].where(joined["rule"].isin(["published", "none"]))
+    return joined
 
 
 def evidence(values: np.ndarray, signs: np.ndarray) -> np.ndarray:
