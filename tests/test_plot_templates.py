@@ -50,13 +50,14 @@ BY_AMBIGUITY = {
     "high": [0.6],
 }
 CLAIMS = {
-    "claim": [1],
+    "statement": ["claim_1"],
     "network": ["all networks", "resnet18", "vgg16"],
     "margin": ["p_t_weighted_minus_original", "y_t_original_minus_weighted"],
     "low": [-0.1],
     "high": [0.6],
     "published": ["", 0.3],
     "n_images": [100],
+    "verdict": ["holds"],
 }
 TRAINING = {"network": ["resnet18", "vgg16", "vit_mini"], "epoch": [1, 2, 3], "training_loss": [0.7]}
 ZEROS = {
