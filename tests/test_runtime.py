@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -208,3 +210,26 @@ def test_an_array_that_a_file_does_not_hold_is_named_with_it(tmp_path):
     runtime.write_arrays(tmp_path / "resnet18.npz", changes=np.array([1]))
     with pytest.raises(ValueError, match=r"resnet18\.npz holds no array 'zero_share'"):
         runtime.read_arrays(tmp_path / "resnet18.npz")["zero_share"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+def test_freed_tensors_stay_with_the_process():
+    """Pages that the system gives a second time are page faults: thousands a pass where nothing is kept."""
+    code = """
+import resource, sys, torch
+from cxlib import runtime
+if sys.argv[1] == "kept":
+    runtime.device("cpu")
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        [torch.zeros(4_000_000).add_(1) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "given_back")
+    )
+    assert kept < given_back / 10
