@@ -79,10 +79,10 @@ def made_up(folder, name, per_species):
 
 
 def option(words, name, value=None):
-    """An option's value in a command line; with a value, the command line with this one in its place."""
+    """An option's last value in a command line, which counts; with a value, the command line with this one there."""
     if name not in words:
         return words if value is not None else 0
-    place = words.index(name) + 1
+    place = len(words) - words[::-1].index(name)
     return words[place] if value is None else [*words[:place], str(value), *words[place + 1 :]]
 
 

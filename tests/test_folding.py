@@ -12,7 +12,9 @@ from cxlib.networks import fast, folded
 from cxlib.review import perturbation, saturation
 from cxlib.review.gradient_norms import gradient_norms
 
+#: Networks, torchvision's and timm's (whose batch norms end in an activation), and how many norms stay.
 FOLDED = {"resnet18": 0, "googlenet": 0, "mobilenet_v3_small": 0, "vgg11_bn": 0, "densenet121": 62, "squeezenet1_0": 0}
+FOLDED |= {"tf_efficientnet_lite0": 0, "tf_mobilenetv3_small_minimal_100": 0, "regnetx_002": 0, "dla34": 0}
 
 
 def with_statistics(network):

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -20,7 +21,7 @@ def folded(network: nn.Module) -> nn.Module:
     if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
         return network
     try:
-        traced = fx.symbolic_trace(network)
+        traced = fx.GraphModule(network, _Tracer().trace(network))
     except Exception:  # tracing raises whatever the network's own code raises on a proxy
         parts = copy.copy(network)
         parts._modules = {name: child and folded(child) for name, child in network._modules.items()}
@@ -29,17 +30,32 @@ def folded(network: nn.Module) -> nn.Module:
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     for node in traced.graph.nodes:
         norm = modules[node.target] if calls[node.target] == 1 else None
-        if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+        if not _is(norm, "BatchNorm2d", "BatchNormAct2d") or norm.running_var is None:
             continue
         feeding = node.args[0]
         convolution = modules[feeding.target] if calls[feeding.target] == 1 else None
-        if type(convolution) is nn.Conv2d and len(feeding.users) == 1:
+        if _is(convolution, "Conv2d", "Conv2dSame") and len(feeding.users) == 1:
             traced.set_submodule(feeding.target, fuse_conv_bn_eval(convolution, norm))
+            if hasattr(norm, "act"):  # timm's activation, in the batch norm's place
+                traced.set_submodule(node.target, norm.act)
+                continue
             node.replace_all_uses_with(feeding)
             traced.graph.erase_node(node)
     traced.recompile()
     traced.delete_all_unused_submodules()
     return traced
+
+
+class _Tracer(fx.Tracer):
+    """Stops at batch norms and convolutions, timm's too, which else are written out as what they compute."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.BatchNorm2d | nn.Conv2d) or super().is_leaf_module(module, name)
+
+
+def _is(module: Any, *names: str) -> bool:
+    """Whether a module is one of these of torch or timm, not a subclass that may compute something else."""
+    return type(module).__name__ in names and type(module).__module__.startswith(("torch.nn.", "timm.layers."))
 
 
 def fast(network: nn.Module) -> nn.Module:

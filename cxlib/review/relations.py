@@ -65,16 +65,16 @@ def relate(
         raise ValueError(f"two leading classes and two others make four, the network tells {logits.shape[1]} apart")
     order = logits.argsort(dim=1, descending=True, stable=True)
     others = 2 + torch.stack([torch.randperm(logits.shape[1] - 2, generator=generator)[:2] for generator in generators])
-    classes = torch.cat([order[:, :2], order.gather(1, others)], 1)  # (B, 4): t1, t2, and two others
     places = {name: place for place, name in enumerate(CONTRASTS)}
     measured = []
     for name in explainers:
-        maps = explain(network, images, classes, name, CONTRASTS, layer, upsample=False)
-        t1, t2, *strangers = maps.transpose(0, 1).double().cpu().flatten(3).unbind(2)  # (B, contrasts, pixels) each
+        maps = explain(network, images, order[:, :2], name, CONTRASTS, layer, upsample=False)
+        t1, t2 = maps.transpose(0, 1).double().cpu().flatten(3).unbind(2)  # (B, contrasts, pixels) each
+        strangers = explain(network, images, order.gather(1, others), name, "original", layer, upsample=False)
         measured.append(
             (
                 correlation(t1, t2),
-                correlation(*(other[:, 0] for other in strangers)),
+                correlation(*strangers.double().cpu().flatten(2).unbind(1)),
                 1 - cosine(t1[:, 0], t2[:, 0]) ** 2,
                 torch.stack([correlation(t1[:, places[a]], t1[:, places[b]]) for a, b in PAIRS], -1),
                 (t1 < 0).double().mean(-1),
