@@ -71,7 +71,7 @@ def main(network, report, data, image_size, crop, baselines, rules, out, **optio
             p_2=p[chosen, 1],
             explainers=list(vit.MAPS),
             chosen_blocks=list(blocks.values()),
-            variants=list(variants.VARIANTS),
+            variants=variants.NAMES,
             pairs=[" and ".join(pair) for pair in variants.PAIRS],
             targets=masking.TARGETS,
             baselines=baselines,

@@ -37,7 +37,7 @@ def main(network, report, data, image_size, crop, max_images, out, **options):
         maps = variants.maps(model, x, targets, name, variants.layer(model, name, block))
         stacked.append(resized(maps.flatten(1, 2), x.shape[-2:]).unflatten(1, maps.shape[1:3]))
     maps = torch.stack(stacked, 1).transpose(2, 3)  # (images, explainers, variants, classes, H, W)
-    axes = {"explainers": list(vit.MAPS), "contrasts": list(variants.VARIANTS)}
+    axes = {"explainers": list(vit.MAPS), "contrasts": list(variants.NAMES)}
     write_maps(out, samples, chosen, leading, tested["classes"], x, maps, **axes)
 
 

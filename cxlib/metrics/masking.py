@@ -1,6 +1,7 @@
 """Blur and mask (Table 1): hide what a map calls unimportant and read the two leading classes' balance."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -116,6 +117,26 @@ def unequal(ranks: Tensor, counts: Tensor, _pair: Sequence[int], features: str) 
     return _outermost(ranks, counts, features)
 
 
+def shifted(ranks: Tensor, counts: Tensor, pair: Sequence[int], features: str) -> Tensor:
+    """A control: the masks of `equal_kept`, moved by half the image's height and width, over its edges.
+
+    As many pixels stay, in the same shapes, but elsewhere: hiding as such pulls a relative probability to one half.
+
+    Args and returns as `published`.
+    """
+    half = (ranks.shape[-2] // 2, ranks.shape[-1] // 2)
+    return equal_kept(ranks.roll(half, (-2, -1)), counts, pair, features)
+
+
+def fixed_area(share: float, ranks: Tensor, counts: Tensor, _pair: Sequence[int], features: str) -> Tensor:
+    """Keep this share of every map's pixels, the highest (or lowest), whatever their sign.
+
+    Args and returns as `published`.
+    """
+    kept = round(share * ranks.shape[-1] * ranks.shape[-2])
+    return _outermost(ranks, torch.full_like(counts[:, :1], kept), features)
+
+
 def _outermost(ranks: Tensor, kept: Tensor, features: str) -> Tensor:
     """The highest (or lowest) pixels of every map: (B, C, H, W) and their numbers (B, C) or (B, 1)."""
     n_pixels, kept = ranks.shape[-1] * ranks.shape[-2], kept[..., None, None]
@@ -126,6 +147,10 @@ RULES: dict[str, Callable[[Tensor, Tensor, Sequence[int], str], Tensor]] = {
     "published": published,
     "equal_kept": equal_kept,
     "unequal": unequal,
+    "shifted": shifted,
+    "area_10": partial(fixed_area, 0.1),
+    "area_30": partial(fixed_area, 0.3),
+    "area_50": partial(fixed_area, 0.5),
 }
 
 

@@ -16,7 +16,7 @@ from cxlib.review.report.claims import HOLDS, IDENTITY, NOT_SHOWN, REFUTED, STAT
 from cxlib.review.report.statistics import second_degree_fit
 from cxlib.review.report.tables import SURENESS, sureness
 
-PAIR_COLOURS = ("#7f6a93", "#e0a458", "#5b9a68")
+PAIR_COLOURS = ("#7f6a93", "#e0a458", "#5b9a68", "#9aa0a6")
 """One colour a pair of variants."""
 
 LABELS = overlay.LABELS | {

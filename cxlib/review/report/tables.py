@@ -323,7 +323,7 @@ def transformers(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.Da
     """Figure 5 in numbers: each measure of the variants at the chosen blocks, by p_2, with 95 % bootstrap intervals.
 
     Quantities are the correlation of two variants' maps of one class (`alike`, mean over t1 and t2), that of one
-    variant's maps of t1 and t2 (`between`), `gain` and `hit` of localisation, and the relative probability of a target
+    variant's maps of t1 and t2 (`between`), Moran's I beyond chance (`coherence`), `gain` and `hit` of localisation, and the relative probability of a target
     with its positive or negative features kept (mean over baselines), or `unmasked`. `gain_margin`, and `margin` for
     positive features, are what the contrast adds to the map without ReLU, image by image.
     """
@@ -370,6 +370,7 @@ def _compared(cell: Arrays, e: int, block: int) -> dict[tuple[str, ...], np.ndar
     for v, variant in enumerate(cell["variants"].tolist()):
         at = slice(None), e, block, v
         measures["between", variant, "t1 and t2", "none"] = cell["between"][at]
+        measures["coherence", variant, "shown", "none"] = cell["coherence"][at]
         measures["gain", variant, "shown", "none"] = np.where(known, cell["share"][at] - cell["area"], np.nan)
         measures["hit", variant, "shown", "none"] = np.where(known, cell["hit"][at], np.nan)
     with_contrast, without = (measures["gain", v, "shown", "none"] for v in ("contrastive", "without_relu"))
