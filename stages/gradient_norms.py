@@ -30,8 +30,8 @@ def main(network, data, image_size, crop, max_images, seed, points, table, metri
         model = networks.fast(networks.load(network).to(run.device))
 
         def compute(_batch, x, _labels):
-            y, norm = gradient_norms.gradient_norms(model, x, ranks_of_classes)
-            return {"logits": y.double(), "norms": norm.double()}
+            measured = gradient_norms.gradient_norms(model, x, ranks_of_classes)
+            return {name: values.double() for name, values in measured._asdict().items()}
 
         results = run.map(samples, compute, chosen)
         if results is None:
@@ -41,7 +41,9 @@ def main(network, data, image_size, crop, max_images, seed, points, table, metri
             "image": np.repeat(chosen, len(ranks_of_classes)),
             "rank": np.tile(ranks_of_classes, len(chosen)),
             "logit": y.ravel(),
+            "probability": results["probabilities"].ravel(),
             "norm": norm.ravel(),
+            "centred_norm": results["centred_norms"].ravel(),
         }
         fit, r2 = statistics.second_degree_fit(y, norm)
         correlations = statistics.rank_correlation(y, norm)

@@ -1,6 +1,7 @@
 """Which images are explained: the order of classes, and the draw on both sides of a threshold."""
 
 import numpy as np
+import pytest
 
 from cxlib.datasets.images import choose
 from cxlib.review import selection
@@ -29,3 +30,21 @@ def test_each_side_is_drawn_with_the_seed():
         np.flatnonzero(p_2 <= 0.1).tolist(), 3, 7
     )
     assert len(chosen) == 8
+
+
+def test_the_most_ambiguous_are_those_with_the_highest_p_2():
+    assert selection.most_ambiguous(selection.leading(P), 3) == [4, 2, 0]
+
+
+def test_of_each_pair_the_most_ambiguous_whichever_of_the_two_leads():
+    leading, names = selection.leading(P), ["owl", "ice cream", "wren"]
+    assert selection.most_ambiguous(leading, 2, names, ["ice cream", "owl", "wren", "owl"]) == [4, 2, 1]
+    assert selection.most_ambiguous(leading, 1, names, ["wren", "ice cream"]) == []
+
+
+@pytest.mark.parametrize(
+    ("between", "message"), [(["owl"], "'owl' has no second class"), (["owl", "emu"], "'emu' is none of the 3 classes")]
+)
+def test_a_name_without_its_second_or_of_no_class_is_refused(between, message):
+    with pytest.raises(ValueError, match=message):
+        selection.most_ambiguous(selection.leading(P), 1, ["owl", "ice cream", "wren"], between)

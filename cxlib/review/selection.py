@@ -36,3 +36,29 @@ def both_sides(
     above = p_2 > threshold
     sides = (np.flatnonzero(eligible & side).tolist() for side in (above, ~above))
     return [index for side, limit in zip(sides, limits) for index in choose(side, limit, seed)]
+
+
+def most_ambiguous(leading: Leading, limit: int, classes: Sequence[str] = (), between: Sequence[str] = ()) -> list[int]:
+    """The images with the highest p_2, at most `limit`; with `between`, so many of each pair of leading classes.
+
+    Args:
+        leading: the two most probable classes.
+        limit: how many.
+        classes: their names, by index.
+        between: names of classes, two for each pair; without any, any two classes may lead.
+
+    Raises:
+        ValueError: a name without its second, or one that is no class.
+    """
+    if unknown := [name for name in between if name not in classes]:
+        raise ValueError(f"{unknown[0]!r} is none of the {len(classes)} classes, such as {', '.join(classes[:3])}")
+    if len(between) % 2:
+        raise ValueError(f"{between[-1]!r} has no second class beside it: name classes in pairs")
+    order = np.argsort(-leading.probabilities[:, 1], kind="stable")
+    if not between:
+        return order[:limit].tolist()
+    chosen = []
+    for pair in zip(between[::2], between[1::2]):
+        wanted = {classes.index(name) for name in pair}
+        chosen += [int(image) for image in order if set(leading.classes[image, :2].tolist()) == wanted][:limit]
+    return chosen

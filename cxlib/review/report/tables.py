@@ -323,9 +323,10 @@ def transformers(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.Da
     """Figure 5 in numbers: each measure of the variants at the chosen blocks, by p_2, with 95 % bootstrap intervals.
 
     Quantities are the correlation of two variants' maps of one class (`alike`, mean over t1 and t2), that of one
-    variant's maps of t1 and t2 (`between`), Moran's I beyond chance (`coherence`), `gain` and `hit` of localisation, and the relative probability of a target
-    with its positive or negative features kept (mean over baselines), or `unmasked`. `gain_margin`, and `margin` for
-    positive features, are what the contrast adds to the map without ReLU, image by image.
+    variant's maps of t1 and t2 (`between`), Moran's I beyond chance (`coherence`), `gain` and `hit` of localisation,
+    and the relative probability of a target with its positive or negative features kept (mean over baselines), or
+    `unmasked`. `gain_margin`, and `margin` for positive features, are what the contrast adds to the map without ReLU,
+    image by image.
     """
     rows = []
     for network, cell in cells.items():
