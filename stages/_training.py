@@ -81,8 +81,7 @@ class Work:
 @contextmanager
 def working(options, *sides, new_head=False):
     """A `Work` on the sides `train` and `test` of its data."""
-    sides = [read(options["data"], side) for side in sides]
-    with running([*Path(options["data"]).glob("*.txt"), *(path for side in sides for path in side.paths)]) as run:
+    with running([], *(read(options["data"], side) for side in sides)) as run:
         yield Work(run, options, new_head)
 
 

@@ -26,7 +26,7 @@ def main(network, data, image_size, crop, max_images, seed, points, table, metri
     samples = read(data, "test")
     ranks_of_classes = gradient_norms.ranks_to_explain(len(samples.classes))
     chosen = choose(range(len(samples)), max_images, seed)
-    with running([network, *samples.paths]) as run:
+    with running([network], samples.take(chosen)) as run:
         model = networks.fast(networks.load(network).to(run.device))
 
         def compute(_batch, x, _labels):

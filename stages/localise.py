@@ -38,7 +38,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     if not chosen:
         raise ValueError(f"no test image of {data} shows a part in which its two most probable classes differ")
 
-    with running([network, report, *samples.paths]) as run:
+    with running([network, report], samples.take(chosen), regions[chosen]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
         tapped = networks.explanation_layer(model, chosen_layer(layer))
 

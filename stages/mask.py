@@ -30,7 +30,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     chosen = selection.both_sides(p_2, options["threshold"], limits, options["seed"])
     samples = read(data, "test")
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"]).at(image_size)
-    with running([network, report, *samples.paths]) as run:
+    with running([network, report], samples.take(chosen)) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
         tapped = networks.explanation_layer(model, chosen_layer(layer))
 

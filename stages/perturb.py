@@ -33,7 +33,7 @@ def main(
     precision = getattr(torch, precision)
     samples = read(data, "test")
     chosen = choose(range(len(samples)), max_images, seed)
-    with running([network, *samples.paths]) as run:
+    with running([network], samples.take(chosen)) as run:
         model = networks.fast(networks.load(network).to(run.device))
         settings = contrasts, epsilons, n_iterations
 

@@ -21,7 +21,7 @@ def main(network, data, image_size, crop, epsilon, n_iterations, max_images, see
     """Write each image's values at every step of both paths, target = label, to --out."""
     samples = read(data, "test")
     chosen = choose(range(len(samples)), max_images, seed)
-    with running([network, *samples.paths]) as run:
+    with running([network], samples.take(chosen)) as run:
         model = networks.fast(networks.load(network).to(run.device))
 
         def compute(_batch, x, labels):

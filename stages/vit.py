@@ -41,7 +41,7 @@ def main(network, report, data, image_size, crop, baselines, rules, out, **optio
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"]).at(image_size)
     hidden = (variants.SIGNED, baselines, rules, blur)
 
-    with running([network, report, *samples.paths]) as run:
+    with running([network, report], samples.take(chosen), regions[chosen]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
         layers = {name: variants.layers(model, name) for name in vit.MAPS}
         begins = zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"]))

@@ -28,7 +28,7 @@ from PIL import Image
 from test_params import ROOT, arguments, command, composed, resolved
 from torchvision import transforms
 
-from cxlib import networks, runtime
+from cxlib import networks, runs, runtime
 from cxlib.datasets import images
 from cxlib.metrics import parts
 from cxlib.review.report import statistics, tables
@@ -541,6 +541,64 @@ def test_no_command_line_and_no_stage_knows_the_machine(pipeline):
         assert names & settings <= ({"batch_size"} if name.startswith("train@") else set()), name
         assert "CXLIB" not in cmd
     assert not any("machine" in dep for deps in pipeline.deps.values() for dep in deps)
+
+
+def workplace_of(cmd, **changes):
+    """The folder of unfinished work that a stage would work in; nothing is computed."""
+    with mock.patch.object(runs, "workplace", side_effect=ValueError("stopped")) as asked:
+        assert "stopped" in run(cmd, **changes).output
+    return asked.call_args.args[0]
+
+
+def relabel(folder):
+    path = folder / "image_class_labels.txt"
+    path.write_text(re.sub(r"(?m)^(\d+) 1$", r"\1 2", path.read_text()))
+
+
+def shuffle_attributes(folder):
+    path = folder / "attributes" / "class_attribute_labels_continuous.txt"
+    path.write_text("\n".join(reversed(path.read_text().splitlines())))
+
+
+def exchange(folder, side, suffix):
+    """The test images, or what is known of them, change places, and keep each other's time stamps."""
+    names = [path.relative_to(folder / "images") for path in images.read(folder, "test").paths]
+    paths = [(folder / side / name).with_suffix(suffix) for name in names]
+    contents, states = [path.read_bytes() for path in paths], [path.stat() for path in paths]
+    for path, content, state in zip(paths, reversed(contents), states):
+        path.write_bytes(content)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+EDITS = {
+    "labels": (relabel, COMPUTING),
+    "images": (lambda folder: exchange(folder, "images", ".jpg"), COMPUTING),
+    "masks": (lambda folder: exchange(folder, "parts/masks", ".png"), ("localise@vgg16_bn_narrow", "vit@vit_mini")),
+    "attributes": (shuffle_attributes, ("localise@vgg16_bn_narrow", "vit@vit_mini")),
+}
+
+
+@pytest.mark.parametrize(("edit", "name"), [(edit, name) for edit, (_, names) in EDITS.items() for name in names])
+def test_unfinished_work_is_not_taken_up_where_the_data_have_changed(here, tmp_path, edit, name):
+    """Whatever the results depend on, also where sizes and times of files stay as they were."""
+    folder = tmp_path / "birds"
+    shutil.copytree("data/sets/synthbirds", folder)
+    changes = {limit: 0 for limit in ("max_images", "max_images_below") if f"--{limit}" in here.commands[name].split()}
+    before = workplace_of(here.commands[name], data=folder, **changes)
+    assert workplace_of(here.commands[name], data=folder, **changes) == before
+    EDITS[edit][0](folder)
+    assert workplace_of(here.commands[name], data=folder, **changes) != before
+
+
+@pytest.mark.parametrize("name", ["train@vit_mini", "perturb@squeezenet1_1"])
+def test_unfinished_work_is_that_of_the_scripts_and_of_what_computes(here, monkeypatch, name):
+    before = workplace_of(here.commands[name])
+    with mock.patch.object(runs, "fingerprint", return_value="0123") as asked:
+        workplace_of(here.commands[name])
+    script = arguments(here.commands[name])[0]
+    assert {ROOT / script, ROOT / "stages/_experiment.py", ROOT / "stages/_training.py"} <= {*asked.call_args.args[1]}
+    monkeypatch.setattr(runtime, "computed_by", lambda _device: "another processor")
+    assert workplace_of(here.commands[name]) != before
 
 
 @pytest.fixture
