@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, flag, option, settings
+from _command import COUNT, POSITIVE, SHARE, flag, option, settings
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def network_options(command: Any) -> Any:
 def selection_options(command: Any) -> Any:
     """The options that choose images on both sides of the threshold of p_2, which the network's --report knows."""
     limits = (option("--max-images-below", COUNT), option("--max-images", COUNT))
-    for add in (option("--seed", COUNT), *limits, option("--threshold", float), option("--report")):
+    for add in (option("--seed", COUNT), *limits, option("--threshold", SHARE), option("--report")):
         command = add(command)
     return command
 

@@ -27,7 +27,7 @@ class Work:
 
     def __init__(self, run, options, new_head=False):
         weights, folder = options["weights"], options["weights_path"]
-        if weights != "random" and not re.fullmatch(r".+-[0-9a-f]{8}", weights):
+        if weights != "random" and not re.fullmatch(r"[^/]+-[0-9a-f]{8}", weights):
             raise ValueError(
                 f"--weights {weights}: name weights by what is in them, NAME-<first 8 hex digits of the file's SHA-256>"
                 f", and put a file of your own into {folder} under that name with .pth behind it"

@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import SharedStage, option, several
+from _command import SIZE, SharedStage, option, several
 from _experiment import chosen_layer, network_options, running, selection_options
 
 from cxlib import networks, runtime
@@ -18,8 +18,8 @@ from cxlib.review import selection
 @selection_options
 @several("--explainers")
 @several("--contrasts")
-@option("--disc-radius", float)
-@option("--gaussian-sigma", float)
+@option("--disc-radius", SIZE)
+@option("--gaussian-sigma", SIZE)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, contrasts, out, **options):
     """Write the shares and hits of some images on each side of the threshold of p_2 (0: all) to --out.

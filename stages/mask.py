@@ -2,7 +2,7 @@
 
 import click
 import torch
-from _command import POSITIVE, SharedStage, option, several
+from _command import POSITIVE, SIZE, SharedStage, option, several
 from _experiment import chosen_layer, network_options, running, selection_options
 
 from cxlib import networks, runtime
@@ -21,7 +21,7 @@ from cxlib.review import selection
 @several("--baselines")
 @several("--rules")
 @option("--blur-kernel", POSITIVE)
-@option("--blur-sigma", float)
+@option("--blur-sigma", SIZE)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, contrasts, baselines, rules, out, **options):
     """Write the relative probabilities of some images on each side of the threshold (0: all) to --out."""

@@ -2,7 +2,7 @@
 
 import click
 import torch
-from _command import COUNT, POSITIVE, SharedStage, option
+from _command import COUNT, POSITIVE, SIZE, SharedStage, option
 from _experiment import network_options, running
 
 from cxlib import networks
@@ -12,7 +12,7 @@ from cxlib.review import saturation
 
 @click.command(cls=SharedStage)
 @network_options
-@option("--epsilon", float)
+@option("--epsilon", SIZE)
 @option("--n-iterations", POSITIVE)
 @option("--max-images", COUNT)
 @option("--seed", COUNT)

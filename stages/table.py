@@ -6,7 +6,7 @@ Each reads FOLDER/NETWORK.npz of every network asked for; a missing one is an er
 import click
 import numpy as np
 import pandas as pd
-from _command import COUNT, Stage, option, several
+from _command import COUNT, SHARE, Stage, option, several
 
 from cxlib import runtime
 from cxlib.review.report import claims as judged
@@ -36,7 +36,7 @@ def command(*options):
 networks_, folder_, seed_ = several("--networks"), option("--folder"), option("--seed", COUNT)
 
 
-@command(networks_, folder_, option("--threshold", float), option("--curves"))
+@command(networks_, folder_, option("--threshold", SHARE), option("--curves"))
 def networks(networks, folder, threshold, curves, table, metrics):
     """What training reached, and how many test images are ambiguous enough to explain."""
     reports = runtime.read_cells(folder, networks)
@@ -91,7 +91,7 @@ def masking(networks, folder, seed, published, under_published, under_table, by_
     runtime.write_metrics(metrics, headlines | {"n_images": max(above["n_images"], default=0)})
 
 
-@command(networks_, folder_, seed_, several("--p-2-edges", float), option("--p-2-table"))
+@command(networks_, folder_, seed_, several("--p-2-edges", SHARE), option("--p-2-table"))
 def localisation(networks, folder, seed, p_2_edges, p_2_table, table, metrics):
     """Mass in the telling parts, and by p_2; headlines are shares above the area's, means over all but contrasts."""
     cells = runtime.read_cells(folder, networks)

@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import POSITIVE, SharedStage, option, several
+from _command import POSITIVE, SIZE, SharedStage, option, several
 from _experiment import network_options, running, selection_options
 
 from cxlib import networks, runtime
@@ -21,8 +21,8 @@ from cxlib.review import selection, variants
 @several("--baselines")
 @several("--rules")
 @option("--blur-kernel", POSITIVE)
-@option("--blur-sigma", float)
-@option("--disc-radius", float)
+@option("--blur-sigma", SIZE)
+@option("--disc-radius", SIZE)
 @option("--out")
 def main(network, report, data, image_size, crop, baselines, rules, out, **options):
     """Write the measures of some images on each side of the threshold (0: all) to --out.

@@ -1,6 +1,7 @@
 """Which images are explained: the order of classes, and the draw on both sides of a threshold."""
 
 import numpy as np
+import pytest
 
 from cxlib.datasets.images import choose
 from cxlib.review import selection
@@ -29,3 +30,9 @@ def test_each_side_is_drawn_with_the_seed():
         np.flatnonzero(p_2 <= 0.1).tolist(), 3, 7
     )
     assert len(chosen) == 8
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 2.0, float("nan")])
+def test_a_threshold_is_a_probability(threshold):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        selection.both_sides(np.array([0.3]), threshold, (0, 0), 0)

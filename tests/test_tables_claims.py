@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -245,9 +246,10 @@ def test_localisation_by_p_2_puts_every_image_into_one_bin(rng):
     assert counted == 42
 
 
-def test_bins_of_p_2_must_fall(rng):
-    with pytest.raises(ValueError, match=r"must fall: \[0.01, 0.1\]"):
-        tables.localisation_by_p_2({"vgg16_bn": localisation_cell()}, [0.01, 0.1], rng)
+@pytest.mark.parametrize("edges", [[0.01, 0.1], [0.1, 0.1], [0.1, math.nan]])
+def test_bins_of_p_2_must_fall(rng, edges):
+    with pytest.raises(ValueError, match=f"must fall: {re.escape(str(edges))}"):
+        tables.localisation_by_p_2({"vgg16_bn": localisation_cell()}, edges, rng)
 
 
 def test_margin_of_a_contrast_is_what_it_gains_over_original_image_by_image(rng):

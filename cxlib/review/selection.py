@@ -32,7 +32,12 @@ def both_sides(
         limits: how many images above and below at most; 0 takes all.
         seed: of the draw.
         eligible: (N,) bool, which images may be drawn; all by default.
+
+    Raises:
+        ValueError: the threshold is no probability.
     """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"the threshold of p_2 must lie in [0, 1], got {threshold}")
     above = p_2 > threshold
     sides = (np.flatnonzero(eligible & side).tolist() for side in (above, ~above))
     return [index for side, limit in zip(sides, limits) for index in choose(side, limit, seed)]

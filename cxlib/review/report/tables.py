@@ -300,7 +300,7 @@ def localisation_by_p_2(cells: Mapping[str, Arrays], edges: Sequence[float], rng
         edges: bins' edges, falling; above the first and below the last there is one more bin each.
         rng: draws the bootstrap's resamples.
     """
-    if list(edges) != sorted(edges, reverse=True):
+    if not all(high > low for high, low in pairwise(edges)):
         raise ValueError(f"the edges of the bins of p_2 must fall: {list(edges)}")
     names = [f"> {edges[0]:g}", *(f"{low:g} to {high:g}" for high, low in pairwise(edges)), f"< {edges[-1]:g}"]
     rows = []
