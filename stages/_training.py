@@ -81,7 +81,10 @@ class Work:
 @contextmanager
 def working(options, *sides, new_head=False):
     """A `Work` on the sides `train` and `test` of its data."""
-    with running([], *(read(options["data"], side) for side in sides)) as run:
+    samples = [read(options["data"], side) for side in sides]
+    if (new_head or "train" in sides) and len(samples[0].classes) < 2:
+        raise ValueError(f"{options['data']} has one class: a network needs two or more to tell apart")
+    with running([], *samples) as run:
         yield Work(run, options, new_head)
 
 

@@ -1112,6 +1112,39 @@ def test_figures_say_when_no_image_has_enough_classes(here, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+def with_classes(here, folder, n):
+    """The first classes of the pipeline's birds, in a folder of their own."""
+    shutil.copytree("data/sets/synthbirds", folder)
+    labels = dict(line.split() for line in (folder / "image_class_labels.txt").read_text().splitlines())
+    kept = {image for image, label in labels.items() if int(label) <= n}
+    for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt"):
+        lines = (folder / name).read_text().splitlines()
+        (folder / name).write_text("".join(f"{line}\n" for line in lines if line.split()[0] in kept))
+    lines = (folder / "classes.txt").read_text().splitlines()
+    (folder / "classes.txt").write_text("".join(f"{line}\n" for line in lines[:n]))
+    return folder
+
+
+def test_two_classes_have_a_report_and_nothing_to_show_of_a_third(here, tmp_path):
+    birds, outs = with_classes(here, tmp_path / "birds", 2), training_outs(tmp_path, "reports/two.npz")
+    succeed(here.commands["train@vgg16_bn_narrow"], data=birds, **outs)
+    tabled = {"table": tmp_path / "t.csv", "curves": tmp_path / "c.csv", "metrics": tmp_path / "m.json"}
+    succeed(here.commands["networks"], networks=["two"], folder=tmp_path / "reports", threshold=0, **tabled)
+    (row,) = read(tmp_path / "t.csv")
+    assert (row["n_p2_above_threshold"], row["n_p3_above_threshold"]) == (row["n_images"], "0")
+    maps = {"network": outs["out"], "report": outs["report"], "data": birds, "out": tmp_path / "maps.npz"}
+    for name, n_shown in (("maps@figure_3", 4), ("maps@figure_4", 0)):
+        succeed(here.commands[name], threshold=0, max_images=4, **maps)
+        assert len(np.load(maps["out"])["images"]) == n_shown
+    succeed(here.commands["figure@figure_4"], table=maps["out"], out=tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize("name", ["train@vgg16_bn_narrow", "train@probed"])
+def test_one_class_is_nothing_to_train_on(here, tmp_path, name):
+    result = run(here.commands[name], data=with_classes(here, tmp_path / "birds", 1), **training_outs(tmp_path))
+    assert_one_line(result, tmp_path / "birds", "one class")
+
+
 def test_constant_gradient_is_warned_of(here, tmp_path):
     """MobileNet pools behind its last convolution: its CAMs are one and the same map."""
     changes = {"network": "data/networks/mobilenet_v3_small.pt", "out": tmp_path / "cell.npz"}
