@@ -230,7 +230,7 @@ def map_batches(
         indices: of the samples.
         batch_size: indices in a batch; the last may have fewer.
         ranks: the processes that share the batches.
-        folder: the run's `workplace`, where each finished batch is kept.
+        folder: the run's `workplace`, where each finished batch is kept; one that is damaged is computed anew.
         what: name of the progress bar, which rank 0 shows.
         workers: processes that load ahead; neither results nor their order depend on them.
 
@@ -240,17 +240,25 @@ def map_batches(
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     mine = range(ranks.rank, len(batches), ranks.size)
     paths = {number: folder / f"{number:06}.npz" for number in mine}
-    todo = [number for number, path in paths.items() if not path.exists()]
+    parts = {number: part for number, path in paths.items() if (part := _kept(path))}
+    todo = [number for number in mine if number not in parts]
     loaded = prefetched(load, [batches[number] for number in todo], workers)
-    parts = {}
     with runtime.progress((), what, "image", sum(len(batches[number]) for number in mine), ranks.rank == 0) as bar:
-        for number, path in paths.items():
-            if number in todo:
-                runtime.write_arrays(path, **compute(batches[number], next(loaded)))
-            parts[number] = dict(runtime.read_arrays(path))
+        bar.update(sum(len(batches[number]) for number in parts))
+        for number in todo:
+            runtime.write_arrays(paths[number], **compute(batches[number], next(loaded)))
+            parts[number] = dict(runtime.read_arrays(paths[number]))
             bar.update(len(batches[number]))
     gathered = ranks.gather(parts)
     if gathered is None:
         return None
     together = {number: part for parts in gathered for number, part in parts.items()}
     return [together[number] for number in range(len(batches))]
+
+
+def _kept(path: Path) -> Part | None:
+    """A batch that was finished earlier; None where there is none, or a damaged one."""
+    try:
+        return dict(runtime.read_arrays(path))
+    except (ValueError, OSError):
+        return None

@@ -139,6 +139,21 @@ def test_what_is_done_is_neither_loaded_nor_computed_again(tmp_path, workers):
     assert np.concatenate([part["squares"] for part in parts]).tolist() == [i**2 for i in range(8)]
 
 
+@pytest.mark.parametrize("damage", [b"", b"half of a file"])
+def test_a_damaged_part_is_computed_anew(tmp_path, damage):
+    whole = map_batches(load, squares, range(6), 2, Ranks(), tmp_path, "squares")
+    (tmp_path / "000001.npz").write_bytes(damage)
+    loaded = []
+
+    def counted(batch):
+        loaded.extend(batch)
+        return load(batch)
+
+    parts = map_batches(counted, squares, range(6), 2, Ranks(), tmp_path, "squares")
+    assert loaded == [2, 3]
+    assert [part["squares"].tolist() for part in parts] == [part["squares"].tolist() for part in whole]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_loading_complains_of_is_one_line_wherever_it_ran(workers):
     def broken(item):
