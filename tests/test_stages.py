@@ -1476,6 +1476,33 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, name, changes, named):
     assert contents(here.folder) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "wrong"),
+    [
+        ("perturbation", "changes", np.nan), ("perturbation", "dose", None), ("saturation", "y_t", np.nan),
+        ("masking", "masked", np.nan), ("masking", "p_2", None), ("localisation", "share", np.nan),
+        ("localisation", "p_2", None), ("transformers", "alike", None),
+    ],
+)  # fmt: skip
+def test_a_table_that_fails_leaves_no_other_behind(here, tmp_path, name, array, wrong):
+    """Neither where a later table lacks an array, nor where NaN reaches the headlines."""
+    folder = Path(value_of(here.commands[name], "folder"))
+    for path in folder.iterdir():
+        cell = dict(runtime.read_arrays(path))
+        content = cell.pop(array)
+        cell |= {} if wrong is None else {array: np.full_like(content, wrong)}
+        runtime.write_arrays(tmp_path / "cells" / path.name, **cell)
+    before = contents(tmp_path)
+    assert_one_line(run(here.commands[name], folder=tmp_path / "cells", **elsewhere(here, name, tmp_path)[0]))
+    assert contents(tmp_path) == before
+
+
+def test_a_fit_that_is_no_number_leaves_no_points_behind(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "rank_correlation", lambda *_: np.array([np.nan]))
+    assert_one_line(run(here.commands["gradient_norms"], **elsewhere(here, "gradient_norms", tmp_path)[0]))
+    assert contents(tmp_path) == {}
+
+
 @pytest.mark.parametrize("name", ["train@vit_mini", "perturb@squeezenet1_1", "maps@figure_3", "vit_maps"])
 @pytest.mark.parametrize(
     ("settings", "named"),
