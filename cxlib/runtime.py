@@ -272,7 +272,7 @@ def read_arrays(path: str | Path) -> Mapping[str, np.ndarray]:
     try:
         with np.load(path) as file:
             return _Arrays(path, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is not an NPZ file, or is damaged: run the stage that writes it again") from error
 
 
@@ -280,9 +280,11 @@ def read_cells(folder: str | Path, names: Iterable[str]) -> dict[str, Mapping[st
     """The arrays ``<name>.npz`` of every cell of a grid; those of cells that are no longer asked for are removed.
 
     Raises:
-        ValueError: a cell that is asked for is missing or damaged; nothing is removed then.
+        ValueError: none is asked for, or one that is missing or damaged; nothing is removed then.
     """
     names = list(names)
+    if not names:
+        raise ValueError(f"nothing is asked of {folder}: name at least one network")
     for name in names:
         if not Path(folder, f"{name}.npz").is_file():
             raise ValueError(f"{folder} lacks {name}.npz: run the stage that writes it")

@@ -185,6 +185,13 @@ def test_cells_no_longer_asked_for_are_removed(tmp_path):
     assert left_over(tmp_path) == ["alexnet.npz", "notes.txt", "resnet50.a1_in1k.npz"]
 
 
+def test_an_empty_list_of_cells_removes_none(tmp_path):
+    runtime.write_arrays(tmp_path / "resnet18.npz", a=np.array([1]))
+    with pytest.raises(ValueError, match=f"nothing is asked of {tmp_path}: name at least one network"):
+        runtime.read_cells(tmp_path, [])
+    assert left_over(tmp_path) == ["resnet18.npz"]
+
+
 DAMAGED = {
     "missing": None,
     "empty": b"",
@@ -204,6 +211,19 @@ def test_missing_or_damaged_cell_is_named_and_nothing_is_removed(tmp_path, damag
     with pytest.raises(ValueError, match=r"alexnet\.npz"):
         runtime.read_cells(tmp_path, ["resnet18", "alexnet"])
     assert left_over(tmp_path) == before
+
+
+def test_a_file_with_any_bit_turned_around_is_damaged_or_what_it_was(tmp_path):
+    path, cell = tmp_path / "resnet18.npz", {"a": np.arange(3), "b": np.array("x")}
+    runtime.write_arrays(path, **cell)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            read = runtime.read_arrays(path)
+        except (ValueError, OSError):
+            continue
+        assert all(np.array_equal(read[name], cell[name]) for name in read)
 
 
 def test_an_array_that_a_file_does_not_hold_is_named_with_it(tmp_path):
