@@ -193,9 +193,13 @@ def byte_progress(what: str, total: int | None, done: int = 0) -> Any:
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it on success and removed on failure: a file or a folder."""
+    """A temporary name beside `path`, renamed to it on success and removed on failure: a file or a folder.
+
+    What killed processes left there is removed first.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary
@@ -203,19 +207,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path)
         temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
-def remove_leftovers(path: str | Path) -> None:
-    """Remove the temporary folders that killed processes left beside `path` while they were in `atomic`."""
-    path = Path(path)
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files and folders that processes left beside `path` when they were killed in `atomic`."""
     for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
         pid = leftover.name.removeprefix(f".{path.stem}.").partition(".")[0]
         if pid.isdecimal() and not (int(pid) != os.getpid() and _is_running(int(pid))):
-            shutil.rmtree(leftover)
+            _remove(leftover)
 
 
 def _is_running(pid: int) -> bool:

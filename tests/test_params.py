@@ -8,6 +8,7 @@ import socket
 import sys
 import tomllib
 from dataclasses import fields
+from fnmatch import fnmatch
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -606,6 +607,15 @@ def test_what_dvc_keeps_is_ignored_without_its_help(profile):
         for out in stage.outs:
             if out.use_cache:
                 assert any(f"/{out.def_path}/".startswith(f"{line.rstrip('/')}/") for line in ignored), out.def_path
+
+
+@pytest.mark.parametrize("name", ["data/perturbation/a.npz", "data/sets/synthbirds/images", "plots/table1.csv"])
+def test_what_a_killed_process_leaves_is_ignored(tiny, tmp_path, name):
+    """In a folder of data it would be a change of what later stages depend on, beside a table a file for git."""
+    with runtime.atomic(tmp_path / name) as partial:
+        partial.touch()
+        assert tiny.dvcignore.is_ignored_file(str(Path(tiny.root_dir, name).with_name(partial.name)))
+    assert any(fnmatch(partial.name, line) for line in (ROOT / ".gitignore").read_text().splitlines())
 
 
 @pytest.mark.parametrize("key", ["data", "sheets"])

@@ -162,6 +162,23 @@ def test_failure_keeps_what_was_there(tmp_path, write):
 
 
 @pytest.mark.parametrize("write", [write_file, write_folder])
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, write):
+    """And what a running one has, or another output's, is not."""
+    code = "import os; from cxlib import runtime\nwith runtime.atomic('out.x') as partial: print(partial); os._exit(1)"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    left = killed.stdout.strip()
+    running = left.replace(left.split(".")[2], str(os.getppid()))
+    others = [running, left.replace("out", "other"), left.replace(".x", ".y")]
+    for name in (left, *others):
+        write(tmp_path / name, "half")
+    before = {name for name in left_over(tmp_path) if "inner" not in name}
+    with runtime.atomic(tmp_path / "out.x") as partial:
+        write(partial, "whole")
+    after = {name for name in left_over(tmp_path) if "inner" not in name}
+    assert after == before - {left} | {"out.x"} == {*others, "out.x"}
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
 def test_success_replaces_what_was_there(tmp_path, write):
     for text in ("old", "new"):
         with runtime.atomic(tmp_path / "out.x") as partial:
