@@ -595,6 +595,19 @@ def test_folders_of_ones_own_are_dependencies_of_every_stage_that_reads_them(nam
     assert not readers(after, "data/sets/cub")
 
 
+@pytest.mark.parametrize("name", ["sample", "paper"])
+def test_a_folder_whose_name_has_blanks_is_one_word_of_every_command(name, tmp_path):
+    folder = "/my birds; $HOME & more"
+    overrides = [f"{key}.path='{folder}'" for key in ("data.imagenet", "data.cub", "weights")]
+    repo = resolved(tmp_path / "blanks", composed(f"profile={name}", *overrides))
+    for stage in repo.index.stages:
+        options = parsed(stage.cmd)[1].items()
+        given = {option: value for option, value in options if isinstance(value, str) and "birds;" in value}
+        assert set(given.values()) <= {folder}
+        assert ("birds;" in stage.cmd) == bool(given)
+        assert ("weights_path" in given) == stage.name.startswith("train@")
+
+
 def at_stage(repo, name):
     return next(stage for stage in repo.index.stages if stage.name == name)
 
