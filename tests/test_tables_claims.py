@@ -964,6 +964,15 @@ def test_margins_of_relations_are_means_by_hand():
         assert margin.images == [("birds", i) for i in left]
 
 
+def test_a_relation_that_is_no_number_is_seen_in_the_ledger():
+    """Without its image the margin would look as sound as any."""
+    cell = relations_cell()
+    cell["between"][3] = math.nan
+    ledger = judged(*claims.of_relations({"mine": cell})).set_index("margin")
+    assert np.isnan(ledger.loc["t1_t2_minus_two_other_classes", "mean"])
+    assert ledger.loc["t1_t2_minus_two_other_classes", ["n_images", "verdict"]].tolist() == [30, "not shown"]
+
+
 @pytest.mark.parametrize("network_knows", [True, False])
 def test_relations_that_were_not_measured_have_no_rows(network_knows):
     cell = relations_cell(ambiguous=10 if network_knows else 0, explainers=("gradcam",))
