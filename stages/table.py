@@ -96,12 +96,12 @@ def masking(networks, folder, seed, published, under_published, under_table, by_
     write(made, metrics, headlines | {"n_images": max(above["n_images"], default=0)})
 
 
-@command(networks_, folder_, seed_, several("--p-2-edges", SHARE), option("--p-2-table"))
-def localisation(networks, folder, seed, p_2_edges, p_2_table, table, metrics):
+@command(networks_, folder_, seed_, option("--p-2-table"))
+def localisation(networks, folder, seed, p_2_table, table, metrics):
     """Mass in the telling parts, and by p_2; headlines are shares above the area's, means over all but contrasts."""
     cells = runtime.read_cells(folder, networks)
     localised = tables.localisation(cells, np.random.default_rng(seed))
-    by_p_2 = tables.localisation_by_p_2(cells, p_2_edges, np.random.default_rng(seed))
+    by_p_2 = tables.localisation_by_p_2(cells, np.random.default_rng(seed))
     gains = localised[localised["quantity"] == "gain"]
     means = gains[(gains["target"] == "mean") & (gains["explainer"] == "mean") & (gains["mass"] == "evidence")]
     headlines = means.groupby("contrast")["value"].mean().to_dict()
@@ -118,7 +118,7 @@ def transformers(networks, folder, seed, blocks_table, table, metrics):
     compared = tables.transformers(cells, np.random.default_rng(seed))
     blocks = tables.transformer_blocks(cells, np.random.default_rng(seed))
     named = {"between": "t1_t2_correlation", "gain_margin": "gain_margin"}
-    shown = compared[(compared["p_2"] == tables.BINS[0]) & compared["quantity"].isin(list(named))]
+    shown = compared[compared["p_2"].str.startswith(">") & compared["quantity"].isin(list(named))]
     shown = shown[shown["variant"] != "standard"].assign(name=lambda rows: rows["quantity"].map(named))
     names = shown["name"] + "_" + shown["variant"]
     headlines = tables.nested(shown.groupby(["explainer", names])["value"].mean())

@@ -69,6 +69,7 @@ def main(network, report, data, image_size, crop, baselines, rules, out, **optio
             unmasked=p[chosen] / p[chosen].sum(1, keepdims=True),
             area=regions[chosen].mean((1, 2)),
             p_2=p[chosen, 1],
+            threshold=options["threshold"],
             explainers=list(vit.MAPS),
             chosen_blocks=list(blocks.values()),
             variants=list(variants.VARIANTS),

@@ -702,7 +702,6 @@ def stale(tiny, tmp_path_factory):
         ("localise.options.max_images=5", LOCALISED),
         ("relate.options.explainers=[gradcam]", RELATED),
         ("relate.options.max_images=5", RELATED),
-        ("tables.localisation.p_2_edges=[0.1]", LOCALISED - {"localise"}),
         ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3"}),
         ("maps.figure_4.options.max_images=5", {"maps@figure_4", "figure@figure_4"}),
         ("vit.blocks.rollout_block=1", {*COMPARED, *FIGURE_5}),

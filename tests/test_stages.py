@@ -330,7 +330,7 @@ def test_localisation_tables_have_every_setting_on_both_sides(pipeline):
     bins = read(pipeline.folder / "plots" / "localisation_by_p_2.csv")
     counts = {row["p_2"]: int(row["n_images"]) for row in bins}
     assert sum(counts.values()) == len(cell["above"])
-    assert counts["> 0.1"] == (cell["p_2"] > 0.1).sum()
+    assert counts[f"> {pipeline.threshold:g}"] == n_above
 
 
 def test_the_gaussian_control_is_measured_on_the_regions_of_the_folder(pipeline):
@@ -391,8 +391,7 @@ def test_the_table_by_ambiguity_holds_every_masked_image_once(pipeline):
     counts = {row["p_2"]: int(row["n_images"]) for row in rows}
     assert sum(counts.values()) == pipeline.n_above + 5
     assert len(rows) == len(counts) * 2 * (1 + 2 * 3 * 3)
-    cell = np.load(pipeline.folder / "data" / "masking" / "vgg16_bn_narrow.npz")
-    assert counts.get("> 0.1", 0) == (cell["p_2"] > 0.1).sum()
+    assert counts[f"> {pipeline.threshold:g}"] == pipeline.n_above
 
 
 def test_metrics_tell_what_the_reports_hold(pipeline):
@@ -774,7 +773,7 @@ def test_accuracy_headlines_and_curves_are_the_reports(pipeline):
 
 def test_transformer_headlines_are_rows_of_the_table_on_ambiguous_images(pipeline):
     table = pd.read_csv(pipeline.folder / "plots" / "vit.csv")
-    table = table[table["p_2"] == "> 0.1"].set_index(["explainer", "quantity", "variant"])["value"]
+    table = table[table["p_2"] == f"> {pipeline.threshold:g}"].set_index(["explainer", "quantity", "variant"])["value"]
     metrics = headlines(pipeline.folder, "vit")
     assert set(metrics) == {"vit_gradcam", "attention_rollout"}
     for explainer, shown in metrics.items():
@@ -1424,7 +1423,7 @@ BAD = {
         ({"explainers": ["gradcam", "nonsense"]}, ["nonsense", "xgradcam"]),
         ({"network": "data/networks/none.pt"}, ["data/networks/none.pt"]),
     ],
-    "localisation": [({"folder": "data/none"}, ["data/none"]), ({"p_2_edges": [0.01, 0.1]}, ["[0.01, 0.1]"])],
+    "localisation": [({"folder": "data/none"}, ["data/none"])],
     "maps@figure_3": [({"contrasts": "nonsense"}, ["nonsense"]), ({"explainers": "nonsense"}, ["nonsense"])],
     "vit@vit_mini": [
         ({"network": "data/networks/vgg16_bn_narrow.pt"}, ["NarrowVGG", "no plain Vision Transformer"]),
@@ -1558,7 +1557,6 @@ NUMBERS = [
     ("gaussian_sigma", SIZES, ["localise@vgg16_bn_narrow"]),
     ("threshold", SHARES, ["mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow", "vit@vit_mini", "maps@figure_3"]),
     ("threshold", SHARES, ["networks"]),
-    ("p_2_edges", SHARES, ["localisation"]),
     ("ambiguity", SHARES, ["data@synthbirds"]),
     ("penalty", SIZES, ["train@probed"]),
     ("gradient", SIZES, ["train@probed"]),
@@ -1572,7 +1570,6 @@ LISTS = [
     ("perturb@squeezenet1_1", "epsilons", "0.001"),
     ("perturb@squeezenet1_1", "n_iterations", "2"),
     ("mask@vgg16_bn_narrow", "rules", "published"),
-    ("localisation", "p_2_edges", "0"),
     ("claims", "perturbed", "squeezenet1_1"),
 ]
 
@@ -1609,7 +1606,6 @@ LISTS = [
         ),
         *((name, {lists: [value, value]}, [f"--{lists.replace('_', '-')}", "twice"]) for name, lists, value in LISTS),
         ("vit_maps", {"max_images": "0"}, ["--max-images", "0"]),
-        ("localisation", {"p_2_edges": "0.1,0.01"}, ["--p-2-edges", "0.1,0.01"]),
         ("claims", {"perturbed": []}, ["--perturbed", "Missing"]),
         ("claims", {"related": []}, ["--related", "Missing"]),
         ("train@probed", {"penalty": "small"}, ["--penalty", "small"]),

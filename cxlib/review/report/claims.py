@@ -474,7 +474,7 @@ def of_transformers(cells: Mapping[str, Arrays], masked: Mapping[str, Arrays]) -
         ahead = tables.margins(cell)[cell["above"]][..., list(cell["contrasts"]).index("weighted"), :]
         effects += [float(ahead.mean())] if len(ahead) >= FEWEST else []
     for network, cell in cells.items():
-        above = cell["p_2"] > tables.EDGES[0]
+        above = cell["p_2"] > cell["threshold"]
         variants = list(map(str, cell["variants"]))
         better = np.array([BETTER[str(feature)] for feature in cell["features"]])[:, None]
         with_contrast, without = (
