@@ -19,6 +19,7 @@ import pytest
 import torchvision
 import yaml
 from click.core import ParameterSource
+from dvc.dependency.param import MissingParamsError, ParamsDependency
 from dvc.repo import Repo
 from omegaconf.errors import OmegaConfBaseException
 
@@ -378,6 +379,28 @@ def test_folders_are_overridden_at_one_place(name, key):
 def test_network_that_is_not_among_the_networks_is_an_error(name, key):
     with pytest.raises(OmegaConfBaseException, match=r"networks\.inception_v9"):
         composed(f"profile={name}", f"{key}.network=inception_v9")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "perturb@left", "saturate@left", "gradient_norms", "mask@left", "localise@left", "relate@left",
+        "maps@figure_3", "maps@figure_4", "vit@left", "vit_maps",
+    ],
+)  # fmt: skip
+def test_network_that_an_earlier_run_left_is_refused(name, tmp_path):
+    """Also where params.yaml was edited by hand, and nothing was composed."""
+    params = yaml.safe_load(composed("profile=tiny"))
+    for lists in LISTS:
+        entries = at(params, lists)
+        entries["left"] = next(iter(entries.values()))
+    for place in ("gradient_norms", "maps.figure_3", "maps.figure_4", "vit_maps"):
+        at(params, place)["network"] = "left"
+    stage = at_stage(resolved(tmp_path / "repo", yaml.safe_dump(params)), name)
+    assert "data/networks/left.pt" in {dep.def_path for dep in stage.deps}
+    (named,) = (dep for dep in stage.deps if isinstance(dep, ParamsDependency))
+    with pytest.raises(MissingParamsError, match=r"'networks\.left\.network' are missing"):
+        named.save()
 
 
 @pytest.mark.parametrize("key", ["maps.figure_3", "maps.figure_4"])
