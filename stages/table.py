@@ -6,7 +6,7 @@ Each reads FOLDER/NETWORK.npz of every network asked for; a missing one is an er
 import click
 import numpy as np
 import pandas as pd
-from _command import COUNT, Stage, option, several
+from _command import COUNT, SHARE, Stage, option, several
 
 from cxlib import runtime
 from cxlib.review.report import claims as judged
@@ -33,18 +33,24 @@ def command(*options):
     return decorated
 
 
+def write(made, metrics, headlines):
+    """Write tables by path, after the headlines, whose NaN is an error: all that is made is written, or nothing."""
+    runtime.write_metrics(metrics, headlines)
+    for path, content in made.items():
+        runtime.write_csv(path, content)
+
+
 networks_, folder_, seed_ = several("--networks"), option("--folder"), option("--seed", COUNT)
 
 
-@command(networks_, folder_, option("--threshold", float), option("--curves"))
+@command(networks_, folder_, option("--threshold", SHARE), option("--curves"))
 def networks(networks, folder, threshold, curves, table, metrics):
     """What training reached, and how many test images are ambiguous enough to explain."""
     reports = runtime.read_cells(folder, networks)
     tested = tables.tested(reports, threshold)
-    runtime.write_csv(table, tested)
-    runtime.write_csv(curves, tables.training(reports))
     known = tested.dropna(subset="test_accuracy")
-    runtime.write_metrics(metrics, {"accuracy": dict(zip(known["network"], known["test_accuracy"]))})
+    headlines = {"accuracy": dict(zip(known["network"], known["test_accuracy"]))}
+    write({table: tested, curves: tables.training(reports)}, metrics, headlines)
 
 
 @command(networks_, folder_, seed_, option("--published"), option("--zeros"), option("--doses"), option("--beside"))
@@ -53,14 +59,12 @@ def perturbation(networks, folder, seed, published, zeros, doses, beside, table,
     cells = runtime.read_cells(folder, networks)
     changes = tables.perturbation(cells)
     with_published = tables.perturbation_vs_published(changes, pd.read_csv(published))
-    runtime.write_csv(table, changes)
-    runtime.write_csv(zeros, tables.zero_gradients(cells))
-    runtime.write_csv(doses, tables.doses(cells, np.random.default_rng(seed)))
-    runtime.write_csv(beside, with_published)
+    made = {table: changes, zeros: tables.zero_gradients(cells), beside: with_published}
+    made |= {doses: tables.doses(cells, np.random.default_rng(seed))}
     shown = changes[changes["contrast"].isin(["original", "weighted"])]
     close = {quantity: numbers["correlation"] for quantity, numbers in tables.closeness(with_published).items()}
     headlines = tables.nested(shown.groupby(["quantity", "contrast"])["change"].mean())
-    runtime.write_metrics(metrics, headlines | ({"correlation_with_published": close} if close else {}))
+    write(made, metrics, headlines | ({"correlation_with_published": close} if close else {}))
 
 
 @command(networks_, folder_, option("--steps"))
@@ -68,10 +72,9 @@ def saturation(networks, folder, steps, table, metrics):
     """Section 4.3: every image at every step, and by sureness; headlines are of the surest images."""
     followed = tables.saturation(runtime.read_cells(folder, networks))
     by_sureness = tables.dominance(followed)
-    runtime.write_csv(steps, followed)
-    runtime.write_csv(table, by_sureness)
     surest = by_sureness.iloc[-1]
-    runtime.write_metrics(metrics, {name: surest[name] for name in ("y_t_gain_probability", "y_t_gain_weighted")})
+    headlines = {name: surest[name] for name in ("y_t_gain_probability", "y_t_gain_weighted")}
+    write({steps: followed, table: by_sureness}, metrics, headlines)
 
 
 @command(
@@ -85,25 +88,25 @@ def masking(networks, folder, seed, published, under_published, under_table, by_
     """
     cells = runtime.read_cells(folder, networks)
     above, below = (tables.masking(cells, side, np.random.default_rng(seed)) for side in (True, False))
-    runtime.write_csv(table, tables.with_published(above, pd.read_csv(published)))
-    runtime.write_csv(under_table, tables.with_published(below, pd.read_csv(under_published)))
-    runtime.write_csv(by_ambiguity, tables.by_ambiguity(cells, np.random.default_rng(seed)))
+    made = {
+        table: tables.with_published(above, pd.read_csv(published)),
+        under_table: tables.with_published(below, pd.read_csv(under_published)),
+        by_ambiguity: tables.by_ambiguity(cells, np.random.default_rng(seed)),
+    }
     kept = above[(above["rule"] == "equal_kept") & (above["contrast"] == "weighted")]
     groups = kept["target"] + "_" + kept["kept_features"] + "_kept"
-    runtime.write_metrics(metrics, kept["margin"].groupby(groups).mean().to_dict())
+    write(made, metrics, kept["margin"].groupby(groups).mean().to_dict())
 
 
-@command(networks_, folder_, seed_, several("--p-2-edges", float), option("--p-2-table"))
-def localisation(networks, folder, seed, p_2_edges, p_2_table, table, metrics):
+@command(networks_, folder_, seed_, option("--p-2-table"))
+def localisation(networks, folder, seed, p_2_table, table, metrics):
     """Mass in the telling parts, and by p_2; headlines are shares above the area's, means over all but contrasts."""
     cells = runtime.read_cells(folder, networks)
     localised = tables.localisation(cells, np.random.default_rng(seed))
-    by_p_2 = tables.localisation_by_p_2(cells, p_2_edges, np.random.default_rng(seed))
-    runtime.write_csv(table, localised)
-    runtime.write_csv(p_2_table, by_p_2)
+    by_p_2 = tables.localisation_by_p_2(cells, np.random.default_rng(seed))
     gains = localised[localised["quantity"] == "gain"]
     means = gains[(gains["target"] == "mean") & (gains["explainer"] == "mean") & (gains["mass"] == "evidence")]
-    runtime.write_metrics(metrics, {"gain": means.groupby("contrast")["value"].mean().to_dict()})
+    write({table: localised, p_2_table: by_p_2}, metrics, {"gain": means.groupby("contrast")["value"].mean().to_dict()})
 
 
 @command(networks_, folder_, seed_, option("--blocks-table"))
@@ -111,12 +114,12 @@ def transformers(networks, folder, seed, blocks_table, table, metrics):
     """Variants of Vision Transformers' maps by p_2 and by block; headlines are of ambiguous images."""
     cells = runtime.read_cells(folder, networks)
     compared = tables.transformers(cells, np.random.default_rng(seed))
-    runtime.write_csv(table, compared)
-    runtime.write_csv(blocks_table, tables.transformer_blocks(cells, np.random.default_rng(seed)))
-    shown = compared[(compared["p_2"] == tables.BINS[0]) & (compared["quantity"] == "between")]
+    blocks = tables.transformer_blocks(cells, np.random.default_rng(seed))
+    shown = compared[compared["p_2"].str.startswith(">") & (compared["quantity"] == "between")]
     shown = shown[shown["variant"].isin(["without_relu", "contrastive"])]
     names = "t1_t2_correlation_" + shown["variant"]
-    runtime.write_metrics(metrics, tables.nested(shown.groupby(["explainer", names])["value"].mean()))
+    headlines = tables.nested(shown.groupby(["explainer", names])["value"].mean())
+    write({table: compared, blocks_table: blocks}, metrics, headlines)
 
 
 @command(
@@ -144,8 +147,7 @@ def claims(norms, norms_of, seed, published_perturbation, published_table, table
     if "none" not in (pair := (options["with_batch_norm"], options["without_batch_norm"])):
         margins += statements.of_batch_norm(*(cells["masked"][name] for name in pair), " and ".join(pair))
     ledger = judged.judge(margins, np.random.default_rng(seed))
-    runtime.write_metrics(metrics, judged.headlines(ledger))
-    runtime.write_csv(table, ledger)
+    write({table: ledger}, metrics, judged.headlines(ledger))
 
 
 if __name__ == "__main__":

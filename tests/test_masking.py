@@ -1,5 +1,6 @@
 """Blur and mask (Table 1), against literal loops over images, settings and pixels."""
 
+import math
 from functools import cache
 from itertools import product
 
@@ -74,6 +75,17 @@ def test_the_blur_is_torchvisions(size, blur):
 def test_a_blur_that_reaches_further_than_the_image_or_has_no_centre_is_refused(size, kernel):
     with pytest.raises(ValueError, match=rf"must be odd and at most \d+ wide for \d+ pixels: {kernel}"):
         BASELINES["gaussian_blur"](torch.zeros(1, 3, *size), ZERO, Blur(kernel, 15.0))
+
+
+@pytest.mark.parametrize("sigma", [0.0, -15.0, math.nan, math.inf])
+def test_a_blur_without_a_width_is_refused(sigma):
+    with pytest.raises(ValueError, match=f"sigma of a blur must be finite and above 0, got {sigma}"):
+        BASELINES["gaussian_blur"](torch.zeros(1, 3, 16, 16), ZERO, Blur(5, sigma))
+
+
+def test_an_even_kernel_is_refused_before_it_is_made_odd():
+    with pytest.raises(ValueError, match="must be odd, got 100"):
+        Blur(100, 15.0).at(160)
 
 
 def test_a_blur_takes_as_much_of_an_image_of_any_size():

@@ -8,6 +8,7 @@ import socket
 import sys
 import tomllib
 from dataclasses import fields
+from fnmatch import fnmatch
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torchvision
 import yaml
 from click.core import ParameterSource
+from dvc.dependency.param import MissingParamsError, ParamsDependency
 from dvc.repo import Repo
 from omegaconf.errors import OmegaConfBaseException
 
@@ -390,6 +392,28 @@ def test_network_that_is_not_among_the_networks_is_an_error(name, key):
         composed(f"profile={name}", f"{key}.network=inception_v9")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "perturb@left", "saturate@left", "gradient_norms", "mask@left", "control@left", "localise@left",
+        "relate@left", "maps@figure_3", "maps@figure_4", "vit@left", "vit_maps@figure_5",
+    ],
+)  # fmt: skip
+def test_network_that_an_earlier_run_left_is_refused(name, tmp_path):
+    """Also where params.yaml was edited by hand, and nothing was composed."""
+    params = yaml.safe_load(composed("profile=tiny"))
+    for lists in LISTS:
+        entries = at(params, lists)
+        entries["left"] = next(iter(entries.values()))
+    for place in ("gradient_norms", "maps.figure_3", "maps.figure_4", "vit_maps.figure_5"):
+        at(params, place)["network"] = "left"
+    stage = at_stage(resolved(tmp_path / "repo", yaml.safe_dump(params)), name)
+    assert "data/networks/left.pt" in {dep.def_path for dep in stage.deps}
+    (named,) = (dep for dep in stage.deps if isinstance(dep, ParamsDependency))
+    with pytest.raises(MissingParamsError, match=r"'networks\.left\.network' are missing"):
+        named.save()
+
+
 @pytest.mark.parametrize("key", ["maps.figure_3", "maps.figure_4"])
 def test_network_without_a_layer_to_explain_is_an_error_in_figures_3_and_4(key):
     with pytest.raises(OmegaConfBaseException, match=r"networks\.resnet18\.explanation"):
@@ -610,6 +634,19 @@ def test_folders_of_ones_own_are_dependencies_of_every_stage_that_reads_them(nam
     assert not readers(after, "data/sets/cub")
 
 
+@pytest.mark.parametrize("name", ["sample", "paper"])
+def test_a_folder_whose_name_has_blanks_is_one_word_of_every_command(name, tmp_path):
+    folder = "/my birds; $HOME & more"
+    overrides = [f"{key}.path='{folder}'" for key in ("data.imagenet", "data.cub", "weights")]
+    repo = resolved(tmp_path / "blanks", composed(f"profile={name}", *overrides))
+    for stage in repo.index.stages:
+        options = parsed(stage.cmd)[1].items()
+        given = {option: value for option, value in options if isinstance(value, str) and "birds;" in value}
+        assert set(given.values()) <= {folder}
+        assert ("birds;" in stage.cmd) == bool(given)
+        assert ("weights_path" in given) == stage.name.startswith("train@")
+
+
 def at_stage(repo, name):
     return next(stage for stage in repo.index.stages if stage.name == name)
 
@@ -622,6 +659,15 @@ def test_what_dvc_keeps_is_ignored_without_its_help(profile):
         for out in stage.outs:
             if out.use_cache:
                 assert any(f"/{out.def_path}/".startswith(f"{line.rstrip('/')}/") for line in ignored), out.def_path
+
+
+@pytest.mark.parametrize("name", ["data/perturbation/a.npz", "data/sets/synthbirds/images", "plots/table1.csv"])
+def test_what_a_killed_process_leaves_is_ignored(tiny, tmp_path, name):
+    """In a folder of data it would be a change of what later stages depend on, beside a table a file for git."""
+    with runtime.atomic(tmp_path / name) as partial:
+        partial.touch()
+        assert tiny.dvcignore.is_ignored_file(str(Path(tiny.root_dir, name).with_name(partial.name)))
+    assert any(fnmatch(partial.name, line) for line in (ROOT / ".gitignore").read_text().splitlines())
 
 
 @pytest.mark.parametrize("key", ["data", "sheets"])
@@ -697,7 +743,6 @@ def stale(tiny, tmp_path_factory):
         ("localise.options.max_images=5", LOCALISED),
         ("relate.options.explainers=[gradcam]", RELATED),
         ("relate.options.max_images=5", RELATED),
-        ("tables.localisation.p_2_edges=[0.1]", LOCALISED - {"localise"}),
         ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3"}),
         ("maps.figure_4.options.max_images=5", {"maps@figure_4", "figure@figure_4"}),
         ("vit.blocks.rollout_block=1", {*COMPARED, *FIGURE_5}),

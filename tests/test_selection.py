@@ -16,6 +16,15 @@ def test_leading_classes_are_in_order_and_of_equal_ones_the_first():
     assert selection.leading(P, 3).classes[3].tolist() == [1, 0, 2]
 
 
+def test_a_class_that_there_is_not_is_improbable_and_one_class_has_no_second():
+    p = np.array([[0.3, 0.7], [1.0, 0.0]])
+    classes, probabilities = selection.leading(p, 3)
+    assert classes[:, :2].tolist() == [[1, 0], [0, 1]]
+    assert probabilities.tolist() == [[0.7, 0.3, 0], [1, 0, 0]]
+    with pytest.raises(ValueError, match="one class, which has no second"):
+        selection.leading(np.ones((3, 1)))
+
+
 def test_the_threshold_itself_is_below_it_and_those_above_come_first():
     p_2 = np.array([0.3, 0.1, 0.33, 0.02, 0.4])
     assert selection.both_sides(p_2, 0.1, (0, 0), 0) == [0, 2, 4, 1, 3]
@@ -48,3 +57,9 @@ def test_of_each_pair_the_most_ambiguous_whichever_of_the_two_leads():
 def test_a_name_without_its_second_or_of_no_class_is_refused(between, message):
     with pytest.raises(ValueError, match=message):
         selection.most_ambiguous(selection.leading(P), 1, ["owl", "ice cream", "wren"], between)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 2.0, float("nan")])
+def test_a_threshold_is_a_probability(threshold):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        selection.both_sides(np.array([0.3]), threshold, (0, 0), 0)

@@ -200,6 +200,7 @@ def compared_cell():
         "masked": rng.random((n, 2, 2, 3, 2, 4, 2)),
         "unmasked": rng.random((n, 2)),
         "area": np.array([0.1, 0.2, 0, 0.1, 0.3, 0]),
+        "threshold": np.array(0.1),
         "p_2": np.array([0.4, 0.2, 0.3, 0.05, 0.05, 0.0001]),
         "explainers": np.array(EXPLAINERS),
         "chosen_blocks": np.array([1, 0]),

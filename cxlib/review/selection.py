@@ -16,9 +16,19 @@ class Leading(NamedTuple):
 
 
 def leading(probabilities: np.ndarray, n_classes: int = 2) -> Leading:
-    """The `n_classes` most probable of probabilities (N, K); of equal ones the first."""
-    classes = np.argsort(-probabilities, 1, kind="stable")[:, :n_classes]
-    return Leading(classes, np.take_along_axis(probabilities, classes, 1))
+    """The `n_classes` most probable of probabilities (N, K); of equal ones the first.
+
+    Classes that there are not, from index K on, have a probability of 0.
+
+    Raises:
+        ValueError: there is but one class.
+    """
+    n_known = probabilities.shape[1]
+    if n_known < 2:
+        raise ValueError("the network knows one class, which has no second one to be contrasted with")
+    padded = np.pad(probabilities, ((0, 0), (0, max(0, n_classes - n_known))))
+    classes = np.argsort(-padded, 1, kind="stable")[:, :n_classes]
+    return Leading(classes, np.take_along_axis(padded, classes, 1))
 
 
 def both_sides(
@@ -32,7 +42,12 @@ def both_sides(
         limits: how many images above and below at most; 0 takes all.
         seed: of the draw.
         eligible: (N,) bool, which images may be drawn; all by default.
+
+    Raises:
+        ValueError: the threshold is no probability.
     """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"the threshold of p_2 must lie in [0, 1], got {threshold}")
     above = p_2 > threshold
     sides = (np.flatnonzero(eligible & side).tolist() for side in (above, ~above))
     return [index for side, limit in zip(sides, limits) for index in choose(side, limit, seed)]

@@ -357,7 +357,7 @@ def localisation_by_p_2(table: pd.DataFrame, path: Path | str) -> None:
             places, colour = np.arange(len(line)) + shift, COLOURS.get(contrast, "black")
             axis.vlines(places, line["low"], line["high"], color=colour, linewidth=1.5)
             axis.plot(places, line["value"], "o-", color=colour, markersize=4, linewidth=0.8, label=contrast)
-        ticks = ["\nto ".join(p_2.split(" to ")) + f"\n({n})" for p_2, n in zip(line["p_2"], line["n_images"])]
+        ticks = [p_2.replace("–", "–\n") + f"\n({n})" for p_2, n in zip(line["p_2"], line["n_images"])]
         axis.axhline(0, color="black", linewidth=0.7)
         axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
         axis.set_xlim(-0.5, len(ticks) - 0.5)

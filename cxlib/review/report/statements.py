@@ -276,14 +276,11 @@ def of_relations(cells: Mapping[str, Arrays]) -> Iterator[Margin]:
     """
     for network, cell in cells.items():
         for margin in _of_maps(network, cell):
-            # Where some images are left out, their values are NaN.
-            known = ~np.isnan(margin.values[0]).reshape(len(cell["images"]), -1).any(1)
-            if known.any():
-                yield margin._replace(values=margin.values[:, known], images=_pictures(cell, known))
+            yield margin if margin.images else margin._replace(images=_pictures(cell))
 
 
 def _of_maps(network: str, cell: Arrays) -> Iterator[Margin]:
-    """The margins of one network."""
+    """The margins of one network, on all its images but where it says which."""
     if len(cell["images"]):
         explainers, contrasts, pairs = (list(map(str, cell[axis])) for axis in ("explainers", "contrasts", "pairs"))
         g = explainers.index("gradcam")
@@ -296,8 +293,9 @@ def _of_maps(network: str, cell: Arrays) -> Iterator[Margin]:
                      (between["original"] - cell["strangers"][:, g])[None])  # fmt: skip
         yield Margin("3.2_complementary", network, "minus_correlation_of_t1_and_t2", -between["weighted"][None],
                      note="an identity as p_1 + p_2 goes to 1")  # fmt: skip
-        yield Margin("3.2_complementary", network, "the_same_where_p_1_and_p_2_leave_0.1",
-                     np.where(p.sum(1) < 0.9, -between["weighted"], np.nan)[None])  # fmt: skip
+        if (left := p.sum(1) < 0.9).any():
+            yield Margin("3.2_complementary", network, "the_same_where_p_1_and_p_2_leave_0.1",
+                         -between["weighted"][None, left], images=_pictures(cell, left))  # fmt: skip
         original = contrasts.index("original")
         yield Margin(
             "3.2_negative_area", network, "negative_share_minus_half", cell["negative"][None, :, g, original] - 0.5
@@ -354,7 +352,7 @@ def of_transformers(cells: Mapping[str, Arrays], masked: Mapping[str, Arrays]) -
         ahead = tables.margins(cell)[cell["above"]][..., list(cell["contrasts"]).index("weighted"), :]
         effects += [float(ahead.mean())] if len(ahead) >= FEWEST else []
     for network, cell in cells.items():
-        above = cell["p_2"] > tables.EDGES[0]
+        above = cell["p_2"] > cell["threshold"]
         variants = list(map(str, cell["variants"]))
         better = np.array([BETTER[str(feature)] for feature in cell["features"]])[:, None]
         with_contrast, without = (
