@@ -1035,6 +1035,14 @@ def test_a_relation_that_is_no_number_is_seen_in_the_ledger():
     assert ledger.loc["t1_t2_minus_two_other_classes", ["n_images", "verdict"]].tolist() == [30, "not shown"]
 
 
+def test_a_network_of_two_classes_is_not_asked_about_two_others():
+    cell = relations_cell()
+    cell["strangers"][:] = math.nan
+    statements = {margin.statement for margin in statements.of_relations({"mine": cell})}
+    everything = {margin.statement for margin in statements.of_relations({"mine": relations_cell()})}
+    assert statements == everything - {"3.2_alike"}
+
+
 @pytest.mark.parametrize("network_knows", [True, False])
 def test_relations_that_were_not_measured_have_no_rows(network_knows):
     cell = relations_cell(ambiguous=10 if network_knows else 0, explainers=("gradcam",))

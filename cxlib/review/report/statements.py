@@ -289,8 +289,9 @@ def _of_maps(network: str, cell: Arrays) -> Iterator[Margin]:
         similar = alike["mean and original"]
         note = "the head's class weights sum to zero" if np.allclose(similar, 1, atol=1e-6) else ""
         yield Margin("3.1_mean", network, "correlation_of_maps_above_0.99", similar[None] - SIMILAR, note=note)
-        yield Margin("3.2_alike", network, "t1_t2_minus_two_other_classes",
-                     (between["original"] - cell["strangers"][:, g])[None])  # fmt: skip
+        if not np.isnan(cell["strangers"]).all():  # as where there are no two other classes
+            yield Margin("3.2_alike", network, "t1_t2_minus_two_other_classes",
+                         (between["original"] - cell["strangers"][:, g])[None])  # fmt: skip
         yield Margin("3.2_complementary", network, "minus_correlation_of_t1_and_t2", -between["weighted"][None],
                      note="an identity as p_1 + p_2 goes to 1")  # fmt: skip
         if (left := p.sum(1) < 0.9).any():
