@@ -350,9 +350,9 @@ def test_every_step_of_the_saturation_is_its_image_and_every_line_the_mean_gain_
 @pytest.mark.parametrize("kind", ["p_2", "block"])
 def test_every_dot_of_figure_5_is_its_value_with_its_interval(drawn, rng, kind):
     make, panels = (
-        (tables.transformers, ["alike", "between", "gain", "positive_kept"])
+        (tables.transformers, ["alike", "between", "coherence", "gain", "positive_kept"])
         if kind == "p_2"
-        else (tables.transformer_blocks, ["alike", "between", "gain"])
+        else (tables.transformer_blocks, ["alike", "between", "coherence", "gain"])
     )
     table = make({"mine": compared_cell()}, rng)
     figures.transformers(table, "unused.png")
@@ -366,7 +366,7 @@ def test_every_dot_of_figure_5_is_its_value_with_its_interval(drawn, rng, kind):
             if quantity == "positive_kept":
                 shown = shown[(shown["target"] == "t2") & (shown["rule"] == "equal_kept")]
             lines = {line.get_label(): line for line in axis.lines[:-1]}  # the last one is zero
-            assert len(lines) == len(axis.collections) == 3
+            assert len(lines) == len(axis.collections) == 4
             for line, bars, (variant, rows) in zip(
                 lines.values(), axis.collections, shown.groupby("variant", sort=False)
             ):

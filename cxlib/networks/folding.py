@@ -26,7 +26,7 @@ def folded(network: nn.Module) -> nn.Module:
         parts = copy.copy(network)
         parts._modules = {name: child and folded(child) for name, child in network._modules.items()}
         return parts
-    modules = dict(traced.named_modules())
+    modules: dict[Any, Any] = dict(traced.named_modules())
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     for node in traced.graph.nodes:
         norm = modules[node.target] if calls[node.target] == 1 else None

@@ -62,5 +62,5 @@ def gradient_norms(network: nn.Module, images: Tensor, ranks: Sequence[int]) -> 
         gradient = pulled(cotangent("original", recorded.logits, targets))
         norms.append(gradient.flatten(1).norm(dim=-1))
         centred.append((gradient - common).flatten(1).norm(dim=-1))
-    of_classes = (values.gather(-1, classes) for values in (recorded.logits, recorded.logits.softmax(-1)))
-    return Norms(*of_classes, torch.stack(norms, 1), torch.stack(centred, 1))
+    y, p = (values.gather(-1, classes) for values in (recorded.logits, recorded.logits.softmax(-1)))
+    return Norms(y, p, torch.stack(norms, 1), torch.stack(centred, 1))

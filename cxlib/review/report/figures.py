@@ -379,6 +379,7 @@ def transformers(table: pd.DataFrame, path: Path | str) -> None:
     panels = {
         "alike": "correlation of two variants",
         "between": "correlation of $t_1$ and $t_2$",
+        "coherence": "Moran’s I beyond chance",
         "gain": "mass inside the telling part,\nminus its share of area",
         "positive_kept": "relative probability of $t_2$,\npositive features kept",
     }
