@@ -17,6 +17,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from cxlib import networks, runtime
 
+#: What shares its images among devices or processes.
+_SHARED = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _UNLINKED = "nothing links the tapped layer to the logits: choose another layer, or switch the network's gradients on"
 
 
@@ -237,17 +239,24 @@ def _leaf(images: Tensor) -> Tensor:
 
 @contextmanager
 def _steady(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode and full float32; every module's mode is restored."""
+    """Evaluation mode, full float32, and all in this process: what was changed is restored."""
     training = [module for module in network.modules() if module.training]
+    shared: list[Any] = [module for module in network.modules() if isinstance(module, _SHARED)]
     try:
         # The flag itself: a network's own train() may do more.
         for module in training:
             module.training = False
-        with runtime.full_float32():
+        # An attribute of the instance hides the class's forward, which copies the network or waits for other processes.
+        for module in shared:
+            vars(module)["forward"] = module.module
+        # What was compiled runs as it was written: compiled code passes hooks by.
+        with runtime.full_float32(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module in training:
             module.training = True
+        for module in shared:
+            vars(module).pop("forward", None)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import re
 from inspect import signature
+from itertools import product
 
 import pytest
 import torch
@@ -371,6 +372,73 @@ def test_the_layer_is_a_module_a_name_or_the_networks_own(network, images, targe
     assert torch.equal(by_default, explain(network, images, targets, layer=network.features))
     wrapped = networks.Network("tiny", network, {}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert torch.equal(by_default, explain(wrapped, images, targets, layer="features"))
+
+
+class Holder(nn.Module):
+    """A module of somebody's own that merely holds a network."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.held, self.temperature = held, nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return self.held(images)
+
+
+def compiled(network):
+    return torch.compile(network, backend="eager")
+
+
+class AnotherProcess:
+    """What DistributedDataParallel is, without the processes: its forward would wait for them."""
+
+    def __new__(cls, network):
+        wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+        nn.Module.__init__(wrapped)
+        wrapped.module = network
+        return wrapped
+
+
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": AnotherProcess,
+    "torch.compile": compiled,
+    "a module that holds it": Holder,
+    "all of them": lambda network: Holder(compiled(AnotherProcess(Holder(network)))),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_what_wraps_a_network_changes_no_map(resnet18, wrap):
+    images, targets = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 7])
+    wrapped = wrap(resnet18)
+    for explainer, layer in product(OF_ANY_NETWORK, (None, "layer3.0", resnet18.inner.layer3[0])):
+        expected = explain(resnet18, images, targets, explainer, layer=layer)
+        assert torch.equal(explain(wrapped, images, targets, explainer, layer=layer), expected)
+    assert "forward" not in vars(wrapped) or wrap is compiled
+
+
+TOKENS = [
+    *product(vit.MAPS, [None]), ("vit_gradcam", "blocks.1.norm1"), ("attention_rollout", "blocks.1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_what_wraps_a_transformer_changes_no_map(wrap):
+    network = networks.build("vit_mini", num_classes=4)
+    images, targets = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 0])
+    for explainer, layer in TOKENS:
+        expected = explain(network, images, targets, explainer, layer=layer)
+        assert torch.equal(explain(wrap(network), images, targets, explainer, layer=layer), expected)
+    assert vit.token_layers(wrap(network)) == vit.token_layers(network)
+
+
+def test_a_network_that_was_compiled_and_has_run_is_still_recorded(network, images, targets):
+    """Compiled code runs without the hooks that came later."""
+    expected = explain(network, images, targets)
+    network.compile(backend="eager")
+    network(images)
+    assert torch.equal(explain(network, images, targets), expected)
 
 
 @pytest.mark.parametrize("explainer", LINEAR)

@@ -13,7 +13,7 @@ from cxlib.networks.build import (
     transform,
 )
 from cxlib.networks.folding import fast, folded
-from cxlib.networks.layers import channels_last, explanation_layer
+from cxlib.networks.layers import channels_last, explanation_layer, nested
 
 __all__ = [
     "HYBRIDS",
@@ -27,6 +27,7 @@ __all__ = [
     "folded",
     "freeze",
     "load",
+    "nested",
     "published_classes",
     "save",
     "transform",
