@@ -117,13 +117,12 @@ def record(network: nn.Module, images: Tensor, layer: nn.Module | None = None) -
     moved = False
     if layer is None:
         leaf = _leaf(images)
-        with torch.enable_grad(), _steady(network):
-            # Not the leaf itself: a network that begins with an in-place operation must not touch it.
-            output = network(leaf.clone())
+        with torch.enable_grad():
+            output = _run(network, leaf)
     else:
         leaves: list[Tensor] = []
-        with torch.no_grad(), _steady(network), _tapped(layer, leaves):
-            output = network(_leaf(images).detach())
+        with torch.no_grad(), _tapped(layer, leaves):
+            output = _run(network, _leaf(images).detach())
         if not leaves:
             raise ValueError(f"the layer {type(layer).__name__} did not run in the forward pass")
         leaf = leaves[-1]
@@ -163,8 +162,8 @@ def trace(
             with torch.no_grad():
                 kept.append(layers[module](module, inputs[0], output))
 
-    with torch.enable_grad(), _steady(network), _hooked(layers, keep):
-        output = network(leaf.clone())
+    with torch.enable_grad(), _hooked(layers, keep):
+        output = _run(network, leaf)
     if not output.requires_grad:
         raise ValueError(_UNLINKED)
     return Trace(output.detach(), leaf.detach(), kept, output, ends)
@@ -206,11 +205,11 @@ def record_each(network: nn.Module, images: Tensor, layers: Iterable[nn.Module])
     Args and raises as `record`.
     """
     layers = list(layers)
-    with torch.no_grad(), _steady(network), ExitStack() as stack:
+    with torch.no_grad(), ExitStack() as stack:
         nodes: list[Tensor] = []
         for layer in layers:
             stack.enter_context(_tapped(layer, nodes))
-        output = network(_leaf(images).detach())
+        output = _run(network, _leaf(images).detach())
     if len(nodes) < len(layers):
         raise ValueError(f"{len(layers) - len(nodes)} of {len(layers)} layers did not run in the forward pass")
     if not output.requires_grad:
@@ -221,8 +220,13 @@ def record_each(network: nn.Module, images: Tensor, layers: Iterable[nn.Module])
 @torch.no_grad()
 def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph."""
+    return _run(network, images)
+
+
+def _run(network: nn.Module, images: Tensor) -> Tensor:
+    """The network's logits of a copy of the images: one that begins in place must not change the caller's."""
     with _steady(network):
-        return network(images)
+        return network(images.clone())
 
 
 def _leaf(images: Tensor) -> Tensor:

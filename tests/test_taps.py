@@ -89,14 +89,19 @@ def test_an_inplace_relu_behind_the_layer_does_not_overwrite_the_record(network,
         assert (recorded.activation < 0).any()
 
 
-def test_a_network_that_begins_in_place_touches_neither_images_nor_record(images):
+@pytest.mark.parametrize("n_images", [1, 4])
+def test_a_network_that_begins_in_place_touches_neither_images_nor_record(images, n_images):
     network = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(768, 3)).double().requires_grad_(False)
-    images = images - 0.5
+    images = images[:n_images] - 0.5
     before = images.clone()
     recorded = taps.record(network, images)
-    recorded.pull_back(cotangents(4, 3))
-    assert torch.equal(images, before)
+    recorded.pull_back(cotangents(n_images, 3))
     assert torch.equal(recorded.activation, before)
+    taps.record(network, images, network[1])
+    taps.record_each(network, images, network[1:])
+    taps.trace(network, images, {network[1]: lambda *_: None})
+    taps.logits(network, images)
+    assert torch.equal(images, before)
 
 
 class Reused(nn.Module):
