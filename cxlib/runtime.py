@@ -138,19 +138,25 @@ def computed_by(device: Any) -> str:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Switch TF32 off inside, for its resolution is coarser than the perturbation's steps; restored behind."""
+    """Switch TF32 and autocast off inside, for they are coarser than the perturbation's steps; restored behind."""
     import torch
 
     cudnn: Any = torch.backends.cudnn
     backends = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
     before = [backend.fp32_precision for backend in backends]
+    kinds = {"cpu", getattr(torch.accelerator.current_accelerator(), "type", "cpu")}
+    cast = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
     try:
         for backend in backends:
             backend.fp32_precision = "ieee"
+        for kind in cast:
+            torch.set_autocast_enabled(kind, False)
         yield
     finally:
         for backend, precision in zip(backends, before):
             backend.fp32_precision = precision
+        for kind in cast:
+            torch.set_autocast_enabled(kind, True)
 
 
 @contextmanager

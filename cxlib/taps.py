@@ -3,11 +3,15 @@
 The only place where hooks live. `record` cuts the graph at one layer: nothing before it is differentiated, so
 frozen parameters and images without gradient are welcome, and every pull-back runs through the head only.
 `trace` keeps the graph whole, from the images on, and reaches many layers with each pull-back.
-Networks run in evaluation mode and full float32, whatever they and PyTorch are set to, and are left as they were.
+Networks run in evaluation mode, whatever they are set to, and are left as they were.
+
+Precision: TF32 and `torch.autocast` are off inside, so that a network of float32 gives full float32. Weights of half
+precision are taken as they are, and images are cast to the weights' precision; but logits, activations and gradients
+are float32 at least, and so is all that is made of them. Only `precision` of `record` asks for coarser passes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,17 +102,20 @@ class Trace:
                 )
             if gradients[0] is None:
                 raise ValueError(_UNLINKED)
-            yield gradients[0], list(gradients[1:])
+            yield gradients[0], [_widened(gradient) for gradient in gradients[1:]]
 
 
 @torch.inference_mode(False)
-def record(network: nn.Module, images: Tensor, layer: nn.Module | None = None) -> Record:
+def record(
+    network: nn.Module, images: Tensor, layer: nn.Module | None = None, precision: torch.dtype = torch.float32
+) -> Record:
     """Run the network once, recording `layer`, or the images themselves when `layer` is None.
 
     Args:
         network: maps images (B, 3, H, W) to logits (B, K).
         images: (B, 3, H, W).
         layer: a module inside the network whose output is a tensor.
+        precision: of the passes, as of `torch.autocast`.
 
     Raises:
         ValueError: the layer did not run, its output is no tensor or not of one entry an image, or nothing links it
@@ -118,11 +125,11 @@ def record(network: nn.Module, images: Tensor, layer: nn.Module | None = None) -
     if layer is None:
         leaf = _leaf(images)
         with torch.enable_grad():
-            output = _run(network, leaf)
+            output = _run(network, leaf, precision)
     else:
         leaves: list[Tensor] = []
         with torch.no_grad(), _tapped(layer, leaves):
-            output = _run(network, _leaf(images).detach())
+            output = _run(network, _leaf(images).detach(), precision)
         if not leaves:
             raise ValueError(f"the layer {type(layer).__name__} did not run in the forward pass")
         leaf = leaves[-1]
@@ -223,10 +230,21 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
     return _run(network, images)
 
 
-def _run(network: nn.Module, images: Tensor) -> Tensor:
+def _run(network: nn.Module, images: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
     """The network's logits of a copy of the images: one that begins in place must not change the caller's."""
-    with _steady(network):
-        return network(images.clone())
+    dtype = next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), images.dtype)
+    coarse = nullcontext() if precision == torch.float32 else torch.autocast(images.device.type, precision)
+    with _steady(network), coarse:
+        return _widened(network(images.to(dtype, copy=True)))
+
+
+def _widened(values: Any) -> Any:
+    """A tensor in float32 at least; None where there is none."""
+    return values if values is None else values.to(_wide(values.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _leaf(images: Tensor) -> Tensor:
@@ -235,7 +253,7 @@ def _leaf(images: Tensor) -> Tensor:
     One image alone is laid channels last in memory: of one that is not, PyTorch 2.13's gradient through networks such
     as LeViT and XCiT is wrong on a CPU.
     """
-    images = images.clone() if images.is_inference() else images.detach()
+    images = _widened(images.clone() if images.is_inference() else images.detach())
     if images.ndim == 4 and len(images) == 1:
         images = images.contiguous(memory_format=torch.channels_last)
     return images.requires_grad_()
@@ -272,12 +290,13 @@ def _tapped(layer: nn.Module, nodes: list[Tensor]) -> Iterator[None]:
             raise ValueError(f"the layer {type(layer).__name__} returns {type(output).__name__}, not one tensor")
         linked = torch.is_grad_enabled() and output.requires_grad  # to a layer that was tapped before
         # A copy: a layer may hand its input on, which others may change.
-        nodes.append(output.clone() if linked else output.detach().clone().requires_grad_())
+        recorded = (output if linked else output.detach()).to(_wide(output.dtype), copy=True)
+        nodes.append(recorded if linked else recorded.requires_grad_())
         # Everything up to here ran without a graph; from here on it is recorded. The surrounding no_grad
         # restores the caller's mode.
         torch.set_grad_enabled(True)
         # A copy goes on through the network: an in-place ReLU behind the layer would overwrite the record.
-        return nodes[-1].clone()
+        return recorded.to(output.dtype, copy=True)
 
     handle = layer.register_forward_hook(start_graph)
     try:

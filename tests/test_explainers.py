@@ -12,7 +12,7 @@ from test_contrasts import OBJECTIVES
 from torch import nn
 
 import cxlib
-from cxlib import networks, taps
+from cxlib import networks, runtime, taps
 from cxlib.contrasts import CONTRASTS, cotangent
 from cxlib.explainers import EXPLAINERS, cam, explain, vit
 from cxlib.metrics import masking
@@ -431,6 +431,39 @@ def test_what_wraps_a_transformer_changes_no_map(wrap):
         expected = explain(network, images, targets, explainer, layer=layer)
         assert torch.equal(explain(wrap(network), images, targets, explainer, layer=layer), expected)
     assert vit.token_layers(wrap(network)) == vit.token_layers(network)
+
+
+def of_kind(explainer):
+    """A network of float32 that the explainer takes, two images, and targets."""
+    generator = torch.Generator().manual_seed(1)
+    with runtime.seeded(0):
+        name = "vit_mini" if explainer in vit.MAPS | vit.PUBLISHED else "vgg16_bn_narrow"
+        network = networks.build(name, num_classes=4)
+    return network, torch.rand(2, 3, 48, 48, generator=generator), torch.tensor([[3, 0], [1, 2]])
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_autocast_changes_no_map(explainer):
+    asked = (*of_kind(explainer), explainer, ["weighted", "normalised"])
+    expected = explain(*asked)
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = explain(*asked)
+        assert torch.is_autocast_enabled("cpu")
+    assert maps.dtype == torch.float32
+    assert torch.equal(maps, expected)
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_weights_of_half_precision_are_taken_as_they_are_and_maps_are_float32(explainer):
+    network, images, targets = of_kind(explainer)
+    expected = explain(network.bfloat16().float(), images, targets, explainer, "original")
+    network.bfloat16()
+    for given in (images, images.bfloat16()):
+        maps = explain(network, given, targets, explainer, "original")
+        assert maps.dtype == torch.float32
+        # The gradient at the input has come through all layers in half precision.
+        assert ((maps - expected).flatten(2).norm(dim=-1) < 0.4 * expected.flatten(2).norm(dim=-1)).all()
+        assert len(maps[0, 0].unique()) > 256, "the map itself is no rounded one"
 
 
 def test_a_network_that_was_compiled_and_has_run_is_still_recorded(network, images, targets):

@@ -23,6 +23,7 @@ OWN = fullgrad.MAPS | vit.MAPS | vit.PUBLISHED
 EXPLAINERS: dict[str, Callable[..., Tensor]] = MAPS | OWN
 
 
+@runtime.full_float32()
 def explain(
     network: nn.Module,
     images: Tensor,
@@ -52,7 +53,8 @@ def explain(
 
     Returns:
         (B, H, W) for targets (B,), (B, T, H, W) for targets (B, T), with a leading C for a list of contrasts;
-        on the images' device, without graph.
+        on the images' device, without graph, in float32 at least: autocast is off inside, and weights of half precision
+        are taken as they are (see `taps`).
 
     Raises:
         ValueError: unknown names, wrong targets, or a layer that has no spatial map.

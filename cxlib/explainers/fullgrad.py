@@ -137,7 +137,7 @@ def _map(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], ze
         if channels is None:
             channels = before if at_output.shape == shape else 1
         shape, before = at_output.shape, channels
-        term = _of_each_image(_sum_channels(bias, at_output, channels), len(trace.images))
+        term = _of_each_image(_sum_channels(bias.to(at_output), at_output, channels), len(trace.images))
         terms[term.shape[-2:]] = terms.get(term.shape[-2:], 0) + term
     return torch.stack([_spread(term, size) for term in terms.values()]).sum(0)
 
