@@ -118,8 +118,8 @@ def record(
         precision: of the passes, as of `torch.autocast`.
 
     Raises:
-        ValueError: the layer did not run, its output is no tensor or not of one entry an image, or nothing links it
-            to the logits.
+        ValueError: the layer did not run, its output is no tensor or not of one entry an image, nothing links it
+            to the logits, or these are not finite.
     """
     moved = False
     if layer is None:
@@ -157,7 +157,7 @@ def trace(
         layers: modules inside the network whose output is a tensor, each with its function.
 
     Raises:
-        ValueError: nothing links the images to the logits.
+        ValueError: nothing links the images to the logits, or these are not finite.
     """
     leaf = _leaf(images)
     kept: list[Any] = []
@@ -226,7 +226,11 @@ def record_each(network: nn.Module, images: Tensor, layers: Iterable[nn.Module])
 
 @torch.no_grad()
 def logits(network: nn.Module, images: Tensor) -> Tensor:
-    """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph."""
+    """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph.
+
+    Raises:
+        ValueError: they are not finite.
+    """
     return _run(network, images)
 
 
@@ -235,7 +239,14 @@ def _run(network: nn.Module, images: Tensor, precision: torch.dtype = torch.floa
     dtype = next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), images.dtype)
     coarse = nullcontext() if precision == torch.float32 else torch.autocast(images.device.type, precision)
     with _steady(network), coarse:
-        return _widened(network(images.to(dtype, copy=True)))
+        logits = _widened(network(images.to(dtype, copy=True)))
+    if not logits.isfinite().all():
+        image, k = (~logits.isfinite()).nonzero()[0].tolist()
+        raise ValueError(
+            f"the logit of class {k} of image {image} is {logits[image, k].item()}: check the images, and the network's"
+            " weights"
+        )
+    return logits
 
 
 def _widened(values: Any) -> Any:

@@ -351,7 +351,10 @@ def test_vgg16_bn_is_explained_at_its_last_convolution_before_batch_norm():
     assert layer is network.inner.features[40]
     assert isinstance(layer, nn.Conv2d)
     assert isinstance(network.inner.features[41], nn.BatchNorm2d)
-    assert taps.record(network, images, layer).activation.shape == (1, 512, 14, 14)
+    shapes = []
+    layer.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape))
+    network(images)
+    assert shapes == [(1, 512, 14, 14)]
 
 
 @pytest.mark.parametrize("explainer", cam.MAPS)
@@ -464,6 +467,34 @@ def test_weights_of_half_precision_are_taken_as_they_are_and_maps_are_float32(ex
         # The gradient at the input has come through all layers in half precision.
         assert ((maps - expected).flatten(2).norm(dim=-1) < 0.4 * expected.flatten(2).norm(dim=-1)).all()
         assert len(maps[0, 0].unique()) > 256, "the map itself is no rounded one"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("explainer", OF_ANY_NETWORK)
+def test_logits_that_are_not_finite_are_one_error_and_no_map_of_nan(network, images, targets, explainer, value):
+    network.head.bias[4] = value
+    with pytest.raises(ValueError, match=rf"the logit of class 4 of image 0 is {value}: "):
+        explain(network, images, targets, explainer)
+    with pytest.raises(ValueError, match=rf"the logit of class 4 of image 0 is {value}: "):
+        taps.logits(network, images)
+
+
+def test_a_pixel_that_is_not_finite_is_named_by_its_image(network, images, targets):
+    images[2, 0, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match="of image 2 is nan"):
+        explain(network, images, targets)
+
+
+@pytest.mark.parametrize("explainer", OF_ANY_NETWORK)
+def test_gradients_that_are_not_finite_are_one_error_and_no_map_of_nan(pooled, images, targets, explainer):
+    class Root(nn.Module):
+        def forward(self, x):
+            return (x * 0).sqrt()
+
+    pooled.pool = nn.Sequential(Root(), pooled.pool)
+    assert pooled(images).isfinite().all()
+    with pytest.raises(ValueError, match=rf"the maps of {re.escape(explainer)} are not finite"):
+        explain(pooled, images, targets, explainer)
 
 
 def test_a_network_that_was_compiled_and_has_run_is_still_recorded(network, images, targets):

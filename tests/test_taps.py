@@ -377,7 +377,7 @@ def test_coarser_passes_are_made_where_they_are_asked_for(network, images, layer
     coarse = taps.record(network, images, tapped(network, layer), torch.bfloat16)
     assert coarse.logits.dtype == coarse.pull_back(cotangent).dtype == torch.float32
     for a, b in ((exact.logits, coarse.logits), (exact.pull_back(cotangent), coarse.pull_back(cotangent))):
-        assert 1e-4 < (a - b).norm() / a.norm() < 0.1
+        assert 1e-4 < (a - b).norm() / a.norm() < 0.2
 
 
 def test_records_of_several_layers_are_the_record_of_each(network, images):

@@ -57,7 +57,8 @@ def explain(
         are taken as they are (see `taps`).
 
     Raises:
-        ValueError: unknown names, wrong targets, or a layer that has no spatial map.
+        ValueError: unknown names, wrong targets, a layer that has no spatial map, or logits or maps that are not
+            finite.
     """
     runtime.check_name("explainer", explainer, EXPLAINERS)
     listed = isinstance(contrast, list | tuple)
@@ -75,6 +76,11 @@ def explain(
         tapped = None if explainer in gradient.MAPS else explanation_layer(network, layer)
         recorded = taps.record(network, images, tapped)
         maps = saliency(explainer, recorded.activation, recorded.pull_back(cotangents(recorded.logits)))
+    if not maps.isfinite().all():
+        raise ValueError(
+            f"the maps of {explainer} are not finite though the logits are: the network's gradient overflows, or has no"
+            " value, as that of a square root at 0"
+        )
     maps = answer(maps, asked[-1], relu)  # (B, C, T, h, w)
     if upsample:
         maps = resized(maps.flatten(1, 2), images.shape[-2:]).unflatten(1, maps.shape[1:3])
