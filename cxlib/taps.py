@@ -112,14 +112,15 @@ def record(
     """Run the network once, recording `layer`, or the images themselves when `layer` is None.
 
     Args:
-        network: maps images (B, 3, H, W) to logits (B, K).
+        network: maps images (B, 3, H, W) to logits (B, K), or to what has them as `logits`, or to a tuple or dictionary
+            with no other tensor (B, K).
         images: (B, 3, H, W).
         layer: a module inside the network whose output is a tensor.
         precision: of the passes, as of `torch.autocast`.
 
     Raises:
         ValueError: the layer did not run, its output is no tensor or not of one entry an image, nothing links it
-            to the logits, or these are not finite.
+            to the logits, or these are not there or not finite.
     """
     moved = False
     if layer is None:
@@ -157,7 +158,7 @@ def trace(
         layers: modules inside the network whose output is a tensor, each with its function.
 
     Raises:
-        ValueError: nothing links the images to the logits, or these are not finite.
+        ValueError: nothing links the images to the logits, or these are not there or not finite.
     """
     leaf = _leaf(images)
     kept: list[Any] = []
@@ -229,17 +230,18 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph.
 
     Raises:
-        ValueError: they are not finite.
+        ValueError: they are not there or not finite.
     """
     return _run(network, images)
 
 
 def _run(network: nn.Module, images: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
     """The network's logits of a copy of the images: one that begins in place must not change the caller's."""
-    dtype = next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), images.dtype)
+    matrices = (weight.dtype for weight in network.parameters() if weight.is_floating_point() and weight.ndim > 1)
+    dtype = next(matrices, images.dtype)
     coarse = nullcontext() if precision == torch.float32 else torch.autocast(images.device.type, precision)
     with _steady(network), coarse:
-        logits = _widened(network(images.to(dtype, copy=True)))
+        logits = _widened(_logits_of(network(images.to(dtype, copy=True)), len(images)))
     if not logits.isfinite().all():
         image, k = (~logits.isfinite()).nonzero()[0].tolist()
         raise ValueError(
@@ -247,6 +249,22 @@ def _run(network: nn.Module, images: Tensor, precision: torch.dtype = torch.floa
             " weights"
         )
     return logits
+
+
+def _logits_of(answer: Any, n_images: int) -> Tensor:
+    """The logits (B, K) in a network's answer: itself, its `.logits`, or the one such tensor that it holds."""
+    answer = getattr(answer, "logits", answer)
+    parts = list(answer.values()) if isinstance(answer, Mapping) else answer
+    parts = parts if isinstance(parts, list | tuple) else [parts]
+    tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+    found = [tensor for tensor in tensors if tensor.ndim == 2 and len(tensor) == n_images]
+    if len(found) != 1:
+        told = ", ".join(str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
+        raise ValueError(
+            f"the network answers {n_images} images with a {type(answer).__name__} ({told}), not with logits (B, K):"
+            " give `explain` an `output` that makes them of it"
+        )
+    return found[0]
 
 
 def _widened(values: Any) -> Any:

@@ -3,6 +3,7 @@
 import re
 from inspect import signature
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -469,6 +470,65 @@ def test_weights_of_half_precision_are_taken_as_they_are_and_maps_are_float32(ex
         assert len(maps[0, 0].unique()) > 256, "the map itself is no rounded one"
 
 
+class Answers(Holder):
+    """A network whose answer is another thing than logits."""
+
+    def __init__(self, held, answer):
+        super().__init__(held)
+        self.answer = answer
+
+    def forward(self, images):
+        return self.answer(self.held(images))
+
+
+ANSWERS = {
+    "an object": lambda y: SimpleNamespace(logits=y, loss=None),
+    "a tuple": lambda y: (None, y, y.new_zeros(4, 2, 3), y.argmax(1)),
+    "a list": lambda y: [y],
+    "a dictionary": lambda y: {"out": y, "aux": y.sum()},
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_logits_are_found_in_what_a_network_answers(network, images, targets, answer):
+    for explainer in OF_ANY_NETWORK:
+        expected = explain(network, images, targets, explainer)
+        assert torch.equal(explain(Answers(network, answer), images, targets, explainer), expected)
+
+
+@pytest.mark.parametrize("explainer", OF_ANY_NETWORK)
+def test_output_makes_logits_of_what_a_network_answers(network, images, targets, explainer):
+    twice, head = Answers(network, lambda y: {"a": y, "b": 2 * y}), nn.Linear(6, 6).double()
+    for layer in (None, "features.4"):
+        expected = explain(Answers(network, lambda y: 2 * y), images, targets, explainer, layer=layer)
+        maps = explain(twice, images, targets, explainer, layer=layer, output=lambda answer: answer["b"])
+        assert torch.equal(maps, expected)
+        expected = explain(Answers(network, head), images, targets, explainer, layer=layer and f"held.{layer}")
+        assert torch.equal(explain(network, images, targets, explainer, layer=layer, output=head), expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda y: (y, y), "4 images with a tuple ((4, 6), (4, 6)), not with logits"),
+        (lambda y: {"out": None, "features": y[..., None]}, "a dict (NoneType, (4, 6, 1))"),
+        (lambda y: y[:1], "a Tensor ((1, 6))"),
+        (lambda y: y.argmax(1), "a Tensor ((4,))"),
+        (lambda y: y.long(), "a Tensor ((4, 6))"),
+        (lambda y: y[0], "a Tensor ((6,))"),
+        (lambda y: None, "a NoneType (NoneType)"),
+        (lambda y: (), "a tuple ()"),
+    ],
+)
+def test_an_answer_without_logits_is_told_in_one_line(network, images, targets, answer, told):
+    for ask in (explain, lambda network, images, _targets: taps.logits(network, images)):
+        with pytest.raises(ValueError) as caught:
+            ask(Answers(network, answer), images, targets)
+        assert told in str(caught.value)
+        assert "`output`" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("explainer", OF_ANY_NETWORK)
 def test_logits_that_are_not_finite_are_one_error_and_no_map_of_nan(network, images, targets, explainer, value):
@@ -520,6 +580,7 @@ def test_a_users_own_function_is_a_contrast(network, images, targets, explainer)
 def test_the_public_face_is_the_contract():
     assert cxlib.explain is explain
     defaults = {"explainer": "gradcam", "contrast": "weighted", "layer": None, "relu": False, "upsample": True}
+    defaults["output"] = None
     parameters = signature(cxlib.explain).parameters
     assert list(parameters) == ["network", "images", "targets", *defaults]
     assert {name: parameters[name].default for name in defaults} == defaults

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,15 @@ def explain(
     layer: str | nn.Module | None = None,
     relu: bool = False,
     upsample: bool = True,
+    output: Callable[[Any], Tensor] | None = None,
 ) -> Tensor:
     """Saliency maps that say why the target class, under a contrast.
 
     All targets and contrasts of an image share one forward pass, and a batch gives what single images give.
 
     Args:
-        network: maps images (B, 3, H, W) to logits (B, K); its parameters may be frozen.
+        network: maps images (B, 3, H, W) to logits (B, K), to what has them as `logits`, to a tuple or dictionary with
+            no other tensor (B, K), or to what `output` makes them of; its parameters may be frozen.
         images: (B, 3, H, W), in the range that the network takes.
         targets: (B,) or (B, T) class indices.
         explainer: a name in `EXPLAINERS`.
@@ -50,6 +52,7 @@ def explain(
             `vit_gradcam` takes a layer of tokens (`vit.token_layers`), a rollout the block at which it begins.
         relu: keep the positive part only, as the explainers' standard variants do.
         upsample: bilinear to (H, W), ``align_corners=True`` as published; False keeps the layer's resolution.
+        output: from the network's answer to logits (B, K).
 
     Returns:
         (B, H, W) for targets (B,), (B, T, H, W) for targets (B, T), with a leading C for a list of contrasts;
@@ -64,6 +67,10 @@ def explain(
     listed = isinstance(contrast, list | tuple)
     contrasts: Sequence[str | Contrast | Tensor] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
     asked: list[Asked] = []
+    if output is not None:
+        # A layer's name is the network's own, also where `output` is a module that has layers too.
+        layer = explanation_layer(network, layer) if isinstance(layer, str) else layer
+        network = _Answering(network, output)
 
     def cotangents(logits: Tensor) -> Tensor:
         check_targets(targets, *logits.shape)
@@ -87,6 +94,17 @@ def explain(
     maps = maps.transpose(0, 1)
     maps = maps if targets.ndim == 2 else maps.squeeze(2)
     return maps if listed else maps.squeeze(0)
+
+
+class _Answering(nn.Module):
+    """A network, and what makes logits of its answer."""
+
+    def __init__(self, network: nn.Module, output: Callable[[Any], Tensor]):
+        super().__init__()
+        self.network, self.output = network, output
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.output(self.network(images))
 
 
 class Asked(NamedTuple):
