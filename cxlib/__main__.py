@@ -240,8 +240,10 @@ def default_explainer(model: networks.Network) -> str:
 
 
 def prepared(model: networks.Network, weights: str, image_size: int | None) -> Transform:
-    """From a picture to what the network sees: both sides resized to `image_size`, or as its weights were published."""
-    return preprocessing(image_size, crop=False) if image_size else networks.transform(model.name, weights)
+    """From a picture to what the network sees: both sides resized to `image_size`, or as its weights ask for."""
+    if image_size:
+        return preprocessing(image_size, crop=False)
+    return preprocessing(**model.preparation) if model.preparation else networks.transform(model.name, weights)
 
 
 def class_names(

@@ -80,6 +80,18 @@ def test_an_image_is_explained_in_a_picture_numbers_and_maps(here):
         assert len(picture.convert("RGB").getcolors(10**6)) > 100
 
 
+@pytest.mark.parametrize("crop", [True, False])
+def test_a_picture_is_prepared_as_those_that_the_network_was_trained_with(here, tmp_path, crop):
+    network, how = networks.load("birds.pt"), {"image_size": 40, "crop": crop}
+    network.preparation = how
+    networks.save(network, tmp_path / "trained.pt")
+    asked = ("explain", "photos/a.jpg", "--network", tmp_path / "trained.pt", "--device", "cpu", "--out", here)
+    for options, expected in (((), how), (("--image-size", "36"), {"image_size": 36, "crop": False})):
+        succeed(*asked, *options)
+        with np.load(here / "a.npz") as arrays:
+            np.testing.assert_array_equal(arrays["image"], preprocessing(**expected)(decode("photos/a.jpg")))
+
+
 @pytest.mark.parametrize(("target", "versus"), [("Marsh_Hawk", "ashen gull"), ("2", "3"), ("hawk", "gull")])
 def test_versus_is_the_difference_of_the_two_classes(here, target, versus):
     succeed("explain", "photos/a.jpg", *BIRDS, "--target", target, "--versus", versus, "--out", here)
