@@ -18,7 +18,7 @@ from torch import Tensor
 from cxlib import networks, overlay, runtime, taps
 from cxlib.contrasts import CONTRASTS, groups
 from cxlib.datasets.imagenet import SUFFIXES
-from cxlib.datasets.images import Transform, decode, preprocessing
+from cxlib.datasets.images import Transform, as_shown, preprocessing
 from cxlib.explainers import EXPLAINERS, explain, vit
 
 #: The contrast of one class against one other: e_t - e_s.
@@ -119,7 +119,7 @@ def explain_(
     prepare = prepared(model, weights, image_size)
     classes: list[str] = []
     for name, path in zip(runtime.progress(names_of(paths), "explain", "image"), paths):
-        x = prepare(decode(path))[None].to(chosen_device)
+        x = prepare(as_shown(path))[None].to(chosen_device)
         logits = taps.logits(model, x)
         classes = classes or class_names(model, logits.shape[1], network, weights, weights_path, classes_file)
         t, s = chosen_classes(logits[0], target, versus, classes)

@@ -92,6 +92,17 @@ def test_a_picture_is_prepared_as_those_that_the_network_was_trained_with(here, 
             np.testing.assert_array_equal(arrays["image"], preprocessing(**expected)(decode("photos/a.jpg")))
 
 
+def test_a_picture_is_explained_as_viewers_show_it(here, tmp_path):
+    with Image.open("photos/a.jpg") as image:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "turned.png", exif=exif)
+        upright = image.transpose(Image.Transpose.ROTATE_270)
+    succeed("explain", tmp_path / "turned.png", *BIRDS, "--out", here)
+    with np.load(here / "turned.npz") as arrays:
+        np.testing.assert_array_equal(arrays["image"], preprocessing(32, crop=False)(upright))
+
+
 @pytest.mark.parametrize(("target", "versus"), [("Marsh_Hawk", "ashen gull"), ("2", "3"), ("hawk", "gull")])
 def test_versus_is_the_difference_of_the_two_classes(here, target, versus):
     succeed("explain", "photos/a.jpg", *BIRDS, "--target", target, "--versus", versus, "--out", here)
