@@ -1,11 +1,11 @@
 """The command line: `cxlib explain IMAGE …` says why this class and not that one, `list` what there is."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from glob import glob
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,8 @@ def explain_(
     the maps amount to; NAME.npz, the maps themselves.
     """
     paths = image_files(images)
+    names = names_of(paths)
+    check_places(paths, names, out)
     chosen_device = runtime.device(device)
     model = build(network, weights, weights_path).to(chosen_device)
     explainers = explainers or [default_explainer(model)]
@@ -118,7 +120,7 @@ def explain_(
         runtime.check_name("contrast", name, [*CONTRASTS, VERSUS])
     prepare = prepared(model, weights, image_size)
     classes: list[str] = []
-    for name, path in zip(runtime.progress(names_of(paths), "explain", "image"), paths):
+    for name, path in zip(runtime.progress(names, "explain", "image"), paths):
         x = prepare(as_shown(path))[None].to(chosen_device)
         logits = taps.logits(model, x)
         classes = classes or class_names(model, logits.shape[1], network, weights, weights_path, classes_file)
@@ -214,13 +216,21 @@ def image_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """A name for each image's results: the file's, numbered where several files have the same."""
-    seen: Counter[str] = Counter()
-    names = []
+    """A name for each image's results: the file's, numbered where another has it."""
+    stems = {path.stem for path in paths}
+    names: list[str] = []
     for path in paths:
-        seen[path.stem] += 1
-        names.append(path.stem if seen[path.stem] == 1 else f"{path.stem}_{seen[path.stem]}")
+        numbered = (f"{path.stem}_{number}" for number in count(2))
+        free = (name for name in numbered if name not in stems and name not in names)
+        names.append(next(free) if path.stem in names else path.stem)
     return names
+
+
+def check_places(paths: Sequence[Path], names: Sequence[str], out: str) -> None:
+    """Raise a ValueError where a result would be written over one of the images."""
+    results = {(Path(out) / f"{name}.png").resolve() for name in names}
+    if over := results & {path.resolve() for path in paths}:
+        raise ValueError(f"the results in {out} would overwrite the image {min(over).name}: name another --out")
 
 
 def build(network: str, weights: str, folder: str | None) -> networks.Network:

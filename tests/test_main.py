@@ -1,6 +1,7 @@
 """The command line answers why this class and not that one, in files; and bad input with one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -136,6 +137,25 @@ def test_folders_and_patterns_are_searched_and_no_result_is_overwritten(here):
         "photos/a.jpg",
         "photos/deep/a.png",
     ]
+
+
+def test_a_numbered_result_does_not_overwrite_that_of_a_file_with_this_name(here):
+    for name in ("a.png", "a_2.jpg", "a_2.png"):
+        shutil.copy("photos/b.JPEG", here.parent / name)
+    pictures = ["photos/a.jpg", *(here.parent / name for name in ("a.png", "a_2.jpg", "a_2.png"))]
+    succeed("explain", *pictures, *BIRDS, "--out", here)
+    told = {path.stem: json.loads(path.read_text())["image"] for path in here.glob("*.json")}
+    assert told == dict(zip(["a", "a_3", "a_2", "a_2_2"], map(str, pictures)))
+
+
+def test_a_result_does_not_overwrite_an_image(here):
+    here.mkdir()
+    shutil.copy("photos/deep/a.png", here)
+    before = (here / "a.png").read_bytes()
+    result = run("explain", here, *BIRDS, "--out", here)
+    assert result.exit_code == 1
+    assert result.stderr.strip() == f"Error: the results in {here} would overwrite the image a.png: name another --out"
+    assert [(path.name, path.read_bytes()) for path in here.iterdir()] == [("a.png", before)]
 
 
 def test_a_state_dict_of_a_transformer_is_explained_by_tokens(here):
