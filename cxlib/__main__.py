@@ -279,17 +279,20 @@ def class_names(
     for candidate in beside:
         if candidate.is_file() and len(names := read_names(candidate)) == n_classes:
             return names
-    published = network == model.name and weights != "random" and not weights.endswith((".pt", ".pth"))
+    published = network == model.name and weights != "random" and networks.published(model.name, weights, folder)
     names = networks.published_classes(model) if published else []
     return names if len(names) == n_classes else [str(index) for index in range(n_classes)]
 
 
 def read_names(path: Path) -> list[str]:
-    """One name a line; the numbers of CUB's `1 001.Black_footed_Albatross` are left out."""
+    """One name a line; numbers that count the lines, and those of CUB's `1 001.Laysan_Albatross`, are left out."""
     lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    numbered = re.compile(r"\d+ (?:\d+\.)?(\S.*)")
-    if all(numbered.fullmatch(line) for line in lines):
-        return [numbered.sub(r"\1", line) for line in lines]
+    if all(re.match(r"\d+ \d+\.\S", line) for line in lines):
+        return [line.partition(".")[2] for line in lines]
+    for first in (0, 1):
+        names = [line.removeprefix(f"{number} ").lstrip() for number, line in enumerate(lines, first)]
+        if len(set(names)) == len(lines) and not set(names) & set(lines):
+            return names
     return lines
 
 

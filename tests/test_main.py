@@ -213,6 +213,38 @@ def test_a_file_of_ones_own_has_no_names_that_others_published(tmp_path, name):
         (tmp_path / "classes.txt").unlink()
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "squeezenet1_1"])
+@pytest.mark.parametrize("weights", ["mine", "mine-0123abcd", "DEFAULT"])
+def test_a_folders_weights_have_published_names_where_their_hash_is_published(tmp_path, name, weights):
+    with torch.device("meta"):
+        model = networks.build(name)
+    stem = name if weights == "DEFAULT" else "mine"
+    published = {"squeezenet1_1": "squeezenet1_1-b8a52dc0", "tf_efficientnet_lite0": "tf_efficientnet_lite0-57934424"}
+    (tmp_path / f"{stem}-0123abcd.pth").write_bytes(b"")
+    assert cli.class_names(model, 1000, name, weights, str(tmp_path), None)[0] == "0"
+    (tmp_path / f"{stem}-0123abcd.pth").rename(tmp_path / f"{published[name]}.pth")
+    for known in ("DEFAULT", published[name]):
+        assert cli.class_names(model, 1000, name, known, str(tmp_path), None)[0] == "tench"
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("3 door car\n5 door car\n", ["3 door car", "5 door car"]),
+        ("1 door car\n2 door car\n3 door car\n", ["1 door car", "2 door car", "3 door car"]),
+        ("2 wheeler\n3 wheeler\n4 x 4\n", ["2 wheeler", "3 wheeler", "4 x 4"]),
+        ("1 001.Marsh_Heron\n2 002.Ashen_Heron\n", ["Marsh_Heron", "Ashen_Heron"]),
+        ("7 007.Parakeet_Auklet\n3 003.St._Bernard\n", ["Parakeet_Auklet", "St._Bernard"]),
+        ("0 tench\n1 goldfish\n\n2 great white shark\n", ["tench", "goldfish", "great white shark"]),
+        ("1 tench\n2  goldfish\n", ["tench", "goldfish"]),
+        ("1 tench\ngoldfish\n", ["1 tench", "goldfish"]),
+    ],
+)
+def test_names_lose_numbers_that_count_them_and_no_others(tmp_path, lines, expected):
+    (tmp_path / "classes.txt").write_text(lines)
+    assert cli.read_names(tmp_path / "classes.txt") == expected
+
+
 @pytest.mark.parametrize("name", ["vit_mini", "vit_lite0", "vgg16_bn_narrow"])
 def test_our_own_networks_have_no_published_names(name):
     """Nobody publishes weights for their heads, even where there are a thousand classes."""

@@ -14,6 +14,7 @@ from cxlib.networks.build import (
 )
 from cxlib.networks.folding import fast, folded
 from cxlib.networks.layers import channels_last, explanation_layer, nested
+from cxlib.networks.weights import published
 
 __all__ = [
     "HYBRIDS",
@@ -28,6 +29,7 @@ __all__ = [
     "freeze",
     "load",
     "nested",
+    "published",
     "published_classes",
     "save",
     "transform",
