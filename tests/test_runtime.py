@@ -76,6 +76,27 @@ def test_what_computed_is_said_in_words():
     assert words == f"cpu {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
+# --- random state ---------------------------------------------------------------------------------------------------
+
+
+def drawn(*seed):
+    with runtime.seeded(*seed):
+        return torch.rand(4)
+
+
+def test_every_path_of_seeds_is_a_stream_of_its_own():
+    paths = [(7,), (7, 0), (7, 0, 0), (7, 0, 0, 0), (7, 1), (7, 1, 0), (7, 0, 1), (0, 7), (0,), (0, 0), (8,)]
+    draws = torch.stack([drawn(*path) for path in paths])
+    assert len(draws[:, 0].unique()) == len(paths)
+    assert torch.equal(drawn(7, 0, 1), draws[paths.index((7, 0, 1))])
+
+
+def test_the_callers_random_state_is_restored():
+    state = torch.random.get_rng_state()
+    drawn(7)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 # --- files ------------------------------------------------------------------------------------------------------
 
 
