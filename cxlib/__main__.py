@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor
 
 from cxlib import networks, overlay, runtime, taps
-from cxlib.contrasts import CONTRASTS, groups
+from cxlib.contrasts import CONTRASTS, groups, paired
 from cxlib.datasets.imagenet import SUFFIXES
 from cxlib.datasets.images import Transform, as_shown, preprocessing
 from cxlib.explainers import EXPLAINERS, explain, vit
@@ -122,7 +122,7 @@ def explain_(
     classes: list[str] = []
     for name, path in zip(runtime.progress(names, "explain", "image"), paths):
         x = prepare(as_shown(path))[None].to(chosen_device)
-        logits = taps.logits(model, x)
+        logits = paired(taps.logits(model, x))
         classes = classes or class_names(model, logits.shape[1], network, weights, weights_path, classes_file)
         t, s = chosen_classes(logits[0], target, versus, classes)
         leading = torch.tensor([[t, s]], device=chosen_device)

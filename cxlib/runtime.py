@@ -79,8 +79,8 @@ def machine(environment: Mapping[str, str]) -> Machine:
         raise ValueError("CXLIB_NODES needs CXLIB_RENDEZVOUS, the HOST:PORT of one of them")
     name = asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=torch.device(name))
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=torch.device(name)).item()  # `meta` has shapes only
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]})") from error
     on_cpu, cores = torch.device(name).type == "cpu", len(os.sched_getaffinity(0)) // asked.processes
     return replace(

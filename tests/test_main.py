@@ -127,6 +127,28 @@ def test_without_a_target_versus_is_told_from_the_most_probable_class(here):
         assert (told["target"]["index"], told["versus"]["index"]) == tuple(expected)
 
 
+def test_a_head_of_one_logit_tells_two_classes_apart(here, tmp_path):
+    with runtime.seeded(2):
+        network = networks.build("vgg16_bn_narrow", num_classes=1)
+    networks.save(network, tmp_path / "one.pt")
+    (tmp_path / "classes.txt").write_text("no bird\nbird\n")
+    asked = ("explain", "photos/a.jpg", "--network", tmp_path / "one.pt", "--device", "cpu", "--image-size", "32")
+    x = preprocessing(32, crop=False)(decode("photos/a.jpg"))[None]
+    p = float(network(x).sigmoid())
+    t = int(p > 0.5)
+    for versus in ((), ("--versus", "second"), ("--target", "bird"), ("--versus", "no bird")):
+        succeed(*asked, *versus, "--out", here)
+        told = json.loads((here / "a.json").read_text())
+        chosen = 1 if "bird" in versus or "no bird" in versus else t
+        assert [told[role]["name"] for role in ("target", "versus")] == [
+            ("no bird", "bird")[k] for k in (chosen, 1 - chosen)
+        ]
+        assert told["target"]["probability"] == pytest.approx(p if chosen else 1 - p, rel=1e-5)
+        with np.load(here / "a.npz") as arrays:
+            expected = explain(network, x, torch.tensor([[chosen, 1 - chosen]]), contrast="weighted")[0]
+            np.testing.assert_allclose(arrays["maps"][0, 0], expected, rtol=1e-4, atol=1e-7)
+
+
 def test_folders_and_patterns_are_searched_and_no_result_is_overwritten(here):
     result = succeed("explain", "photos", *BIRDS, "--out", here)
     assert "3 images explained" in result.output
@@ -268,6 +290,8 @@ def test_our_own_networks_have_no_published_names(name):
         (("photos/a.jpg", *BIRDS, "--contrast", "nonsense"), ["'nonsense'", "versus"]),
         (("photos/a.jpg", *BIRDS, "--layer", "features.99"), ["'features.99'", "features.9"]),
         (("photos/a.jpg", *BIRDS, "--device", "abacus"), ["'abacus'"]),
+        (("photos/a.jpg", *BIRDS, "--device", "meta"), ["'meta' is not available"]),
+        (("photos/a.jpg", *BIRDS, "--image-size", "8"), ["vgg16_bn_narrow refuses images of shape (1, 3, 8, 8)"]),
         (("photos/a.jpg", "--network", "none.pt"), ["none.pt does not exist"]),
         (("photos/a.jpg", "--network", "vit.pth"), ["vit.pth is not a network written by cxlib"]),
         (("photos/a.jpg", "--network", "resnet19"), ["'resnet19'", "resnet18"]),

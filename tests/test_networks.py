@@ -700,3 +700,12 @@ def test_a_size_that_a_transformer_refuses_is_named():
         network, images = build("vit_b_32", num_classes=2), torch.empty(1, 3, 64, 64)
     with pytest.raises(ValueError, match=r"vit_b_32 refuses images of shape \(1, 3, 64, 64\): Wrong image height"):
         network(images)
+
+
+@pytest.mark.parametrize(("name", "side"), [("alexnet", 16), ("googlenet", 8), ("inception_v3", 32)])
+def test_a_size_that_a_convolutional_network_refuses_is_named(name, side):
+    network = build(name, num_classes=2)
+    for ask in (network, lambda images: taps.record(network, images, explanation_layer(network))):
+        with pytest.raises(ValueError, match=rf"{name} refuses images of shape \(1, 3, {side}, {side}\): ") as caught:
+            ask(torch.zeros(1, 3, side, side))
+        assert "\n" not in str(caught.value)

@@ -56,7 +56,7 @@ def test_a_number_that_is_none_or_too_small_is_named_with_its_variable(name, val
     assert str(caught.value) == f"CXLIB_{name} must be a whole number of at least {least}, got {value!r}"
 
 
-@pytest.mark.parametrize("name", ["abacus", "cuda:99", "cpu gpu", ""])
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", "cpu gpu", "", "meta", "hpu", "lazy"])
 def test_an_unknown_device_is_named_in_one_line(name):
     for asked in (lambda: runtime.machine({"CXLIB_DEVICE": name}), lambda: runtime.device(name)):
         with pytest.raises(ValueError) as caught:

@@ -56,8 +56,11 @@ class Network(nn.Module):
         """
         try:
             return self.inner((images - self.mean) / self.std)
-        except AssertionError as error:
-            raise ValueError(f"{self.name} refuses images of shape {tuple(images.shape)}: {error}") from error
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{self.name} refuses images of shape {tuple(images.shape)}: {reason}") from error
 
 
 class NarrowVGG(nn.Module):
