@@ -1,11 +1,11 @@
 """The command line: `cxlib explain IMAGE …` says why this class and not that one, `list` what there is."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from glob import glob
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import torchvision
 from torch import Tensor
 
 from cxlib import networks, overlay, runtime, taps
-from cxlib.contrasts import CONTRASTS, groups
+from cxlib.contrasts import CONTRASTS, groups, paired
 from cxlib.datasets.imagenet import SUFFIXES
-from cxlib.datasets.images import Transform, decode, preprocessing
+from cxlib.datasets.images import Transform, as_shown, preprocessing
 from cxlib.explainers import EXPLAINERS, explain, vit
 
 #: The contrast of one class against one other: e_t - e_s.
@@ -108,6 +108,8 @@ def explain_(
     the maps amount to; NAME.npz, the maps themselves.
     """
     paths = image_files(images)
+    names = names_of(paths)
+    check_places(paths, names, out)
     chosen_device = runtime.device(device)
     model = build(network, weights, weights_path).to(chosen_device)
     explainers = explainers or [default_explainer(model)]
@@ -118,9 +120,9 @@ def explain_(
         runtime.check_name("contrast", name, [*CONTRASTS, VERSUS])
     prepare = prepared(model, weights, image_size)
     classes: list[str] = []
-    for name, path in zip(runtime.progress(names_of(paths), "explain", "image"), paths):
-        x = prepare(decode(path))[None].to(chosen_device)
-        logits = taps.logits(model, x)
+    for name, path in zip(runtime.progress(names, "explain", "image"), paths):
+        x = prepare(as_shown(path))[None].to(chosen_device)
+        logits = paired(taps.logits(model, x))
         classes = classes or class_names(model, logits.shape[1], network, weights, weights_path, classes_file)
         t, s = chosen_classes(logits[0], target, versus, classes)
         leading = torch.tensor([[t, s]], device=chosen_device)
@@ -214,13 +216,21 @@ def image_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """A name for each image's results: the file's, numbered where several files have the same."""
-    seen: Counter[str] = Counter()
-    names = []
+    """A name for each image's results: the file's, numbered where another has it."""
+    stems = {path.stem for path in paths}
+    names: list[str] = []
     for path in paths:
-        seen[path.stem] += 1
-        names.append(path.stem if seen[path.stem] == 1 else f"{path.stem}_{seen[path.stem]}")
+        numbered = (f"{path.stem}_{number}" for number in count(2))
+        free = (name for name in numbered if name not in stems and name not in names)
+        names.append(next(free) if path.stem in names else path.stem)
     return names
+
+
+def check_places(paths: Sequence[Path], names: Sequence[str], out: str) -> None:
+    """Raise a ValueError where a result would be written over one of the images."""
+    results = {(Path(out) / f"{name}.png").resolve() for name in names}
+    if over := results & {path.resolve() for path in paths}:
+        raise ValueError(f"the results in {out} would overwrite the image {min(over).name}: name another --out")
 
 
 def build(network: str, weights: str, folder: str | None) -> networks.Network:
@@ -240,8 +250,10 @@ def default_explainer(model: networks.Network) -> str:
 
 
 def prepared(model: networks.Network, weights: str, image_size: int | None) -> Transform:
-    """From a picture to what the network sees: both sides resized to `image_size`, or as its weights were published."""
-    return preprocessing(image_size, crop=False) if image_size else networks.transform(model.name, weights)
+    """From a picture to what the network sees: both sides resized to `image_size`, or as its weights ask for."""
+    if image_size:
+        return preprocessing(image_size, crop=False)
+    return preprocessing(**model.preparation) if model.preparation else networks.transform(model.name, weights)
 
 
 def class_names(
@@ -267,17 +279,20 @@ def class_names(
     for candidate in beside:
         if candidate.is_file() and len(names := read_names(candidate)) == n_classes:
             return names
-    published = network == model.name and weights != "random" and not weights.endswith((".pt", ".pth"))
+    published = network == model.name and weights != "random" and networks.published(model.name, weights, folder)
     names = networks.published_classes(model) if published else []
     return names if len(names) == n_classes else [str(index) for index in range(n_classes)]
 
 
 def read_names(path: Path) -> list[str]:
-    """One name a line; the numbers of CUB's `1 001.Black_footed_Albatross` are left out."""
+    """One name a line; numbers that count the lines, and those of CUB's `1 001.Laysan_Albatross`, are left out."""
     lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    numbered = re.compile(r"\d+ (?:\d+\.)?(\S.*)")
-    if all(numbered.fullmatch(line) for line in lines):
-        return [numbered.sub(r"\1", line) for line in lines]
+    if all(re.match(r"\d+ \d+\.\S", line) for line in lines):
+        return [line.partition(".")[2] for line in lines]
+    for first in (0, 1):
+        names = [line.removeprefix(f"{number} ").lstrip() for number, line in enumerate(lines, first)]
+        if len(set(names)) == len(lines) and not set(names) & set(lines):
+            return names
     return lines
 
 

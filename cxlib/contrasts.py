@@ -173,9 +173,13 @@ def cotangent(contrast: str | Contrast | Tensor, logits: Tensor, targets: Tensor
     repeated = logits.repeat_interleave(targets[:1].numel(), 0)  # (B * T, K)
     if logits.shape[-1] > 1:
         return function(repeated, chosen).reshape(shape)
-    pair = torch.cat([torch.zeros_like(repeated), repeated], -1)
-    own = function(pair, chosen).gather(-1, chosen[:, None])
+    own = function(paired(repeated), chosen).gather(-1, chosen[:, None])
     return ((2 * chosen[:, None] - 1) * own).reshape(shape)
+
+
+def paired(logits: Tensor) -> Tensor:
+    """Logits (N, K), one a class: for one logit y, which tells two classes apart, the pair (0, y)."""
+    return torch.cat([torch.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
 
 
 def resolve(contrast: str | Contrast) -> Contrast:

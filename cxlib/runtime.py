@@ -79,8 +79,8 @@ def machine(environment: Mapping[str, str]) -> Machine:
         raise ValueError("CXLIB_NODES needs CXLIB_RENDEZVOUS, the HOST:PORT of one of them")
     name = asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=torch.device(name))
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=torch.device(name)).item()  # `meta` has shapes only
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]})") from error
     on_cpu, cores = torch.device(name).type == "cpu", len(os.sched_getaffinity(0)) // asked.processes
     return replace(
@@ -138,33 +138,40 @@ def computed_by(device: Any) -> str:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Switch TF32 off inside, for its resolution is coarser than the perturbation's steps; restored behind."""
+    """Switch TF32 and autocast off inside, for they are coarser than the perturbation's steps; restored behind."""
     import torch
 
     cudnn: Any = torch.backends.cudnn
     backends = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
     before = [backend.fp32_precision for backend in backends]
+    kinds = {"cpu", getattr(torch.accelerator.current_accelerator(), "type", "cpu")}
+    cast = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
     try:
         for backend in backends:
             backend.fp32_precision = "ieee"
+        for kind in cast:
+            torch.set_autocast_enabled(kind, False)
         yield
     finally:
         for backend, precision in zip(backends, before):
             backend.fp32_precision = precision
+        for kind in cast:
+            torch.set_autocast_enabled(kind, True)
 
 
 @contextmanager
-def seeded(*seed: int, device: Any = "cpu") -> Iterator[None]:
+def seeded(seed: int, *path: int, device: Any = "cpu") -> Iterator[None]:
     """Draws of torch on the CPU, and on this device, come from this seed alone inside; the caller's state is restored.
 
-    For library code that takes no generator (layer initialisation, torchvision's transforms, dropout).
+    For library code that takes no generator (layer initialisation, torchvision's transforms, dropout). Each `path` is a
+    stream of its own, as of a child of the seed, and so is the seed without one.
     """
     import torch
 
     gpus = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
-        # One 63-bit seed from several integers, without collisions between neighbours.
-        number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+        # One 63-bit seed from several integers, without collisions between neighbours, or with zeros at the end.
+        number = int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0] >> 1)
         torch.default_generator.manual_seed(number)
         for gpu in gpus:
             with torch.cuda.device(gpu):

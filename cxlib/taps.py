@@ -3,11 +3,15 @@
 The only place where hooks live. `record` cuts the graph at one layer: nothing before it is differentiated, so
 frozen parameters and images without gradient are welcome, and every pull-back runs through the head only.
 `trace` keeps the graph whole, from the images on, and reaches many layers with each pull-back.
-Networks run in evaluation mode and full float32, whatever they and PyTorch are set to, and are left as they were.
+Networks run in evaluation mode, whatever they are set to, and are left as they were.
+
+Precision: TF32 and `torch.autocast` are off inside, so that a network of float32 gives full float32. Weights of half
+precision are taken as they are, and images are cast to the weights' precision; but logits, activations and gradients
+are float32 at least, and so is all that is made of them. Only `precision` of `record` asks for coarser passes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +21,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from cxlib import networks, runtime
 
+#: What shares its images among devices or processes.
+_SHARED = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _UNLINKED = "nothing links the tapped layer to the logits: choose another layer, or switch the network's gradients on"
 
 
@@ -96,32 +102,35 @@ class Trace:
                 )
             if gradients[0] is None:
                 raise ValueError(_UNLINKED)
-            yield gradients[0], list(gradients[1:])
+            yield gradients[0], [_widened(gradient) for gradient in gradients[1:]]
 
 
 @torch.inference_mode(False)
-def record(network: nn.Module, images: Tensor, layer: nn.Module | None = None) -> Record:
+def record(
+    network: nn.Module, images: Tensor, layer: nn.Module | None = None, precision: torch.dtype = torch.float32
+) -> Record:
     """Run the network once, recording `layer`, or the images themselves when `layer` is None.
 
     Args:
-        network: maps images (B, 3, H, W) to logits (B, K).
+        network: maps images (B, 3, H, W) to logits (B, K), or to what has them as `logits`, or to a tuple or dictionary
+            with no other tensor (B, K).
         images: (B, 3, H, W).
         layer: a module inside the network whose output is a tensor.
+        precision: of the passes, as of `torch.autocast`.
 
     Raises:
-        ValueError: the layer did not run, its output is no tensor or not of one entry an image, or nothing links it
-            to the logits.
+        ValueError: the layer did not run, its output is no tensor or not of one entry an image, nothing links it
+            to the logits, or these are not there or not finite.
     """
     moved = False
     if layer is None:
         leaf = _leaf(images)
-        with torch.enable_grad(), _steady(network):
-            # Not the leaf itself: a network that begins with an in-place operation must not touch it.
-            output = network(leaf.clone())
+        with torch.enable_grad():
+            output = _run(network, leaf, precision)
     else:
         leaves: list[Tensor] = []
-        with torch.no_grad(), _steady(network), _tapped(layer, leaves):
-            output = network(_leaf(images).detach())
+        with torch.no_grad(), _tapped(layer, leaves):
+            output = _run(network, _leaf(images).detach(), precision)
         if not leaves:
             raise ValueError(f"the layer {type(layer).__name__} did not run in the forward pass")
         leaf = leaves[-1]
@@ -149,7 +158,7 @@ def trace(
         layers: modules inside the network whose output is a tensor, each with its function.
 
     Raises:
-        ValueError: nothing links the images to the logits.
+        ValueError: nothing links the images to the logits, or these are not there or not finite.
     """
     leaf = _leaf(images)
     kept: list[Any] = []
@@ -161,8 +170,8 @@ def trace(
             with torch.no_grad():
                 kept.append(layers[module](module, inputs[0], output))
 
-    with torch.enable_grad(), _steady(network), _hooked(layers, keep):
-        output = network(leaf.clone())
+    with torch.enable_grad(), _hooked(layers, keep):
+        output = _run(network, leaf)
     if not output.requires_grad:
         raise ValueError(_UNLINKED)
     return Trace(output.detach(), leaf.detach(), kept, output, ends)
@@ -204,11 +213,11 @@ def record_each(network: nn.Module, images: Tensor, layers: Iterable[nn.Module])
     Args and raises as `record`.
     """
     layers = list(layers)
-    with torch.no_grad(), _steady(network), ExitStack() as stack:
+    with torch.no_grad(), ExitStack() as stack:
         nodes: list[Tensor] = []
         for layer in layers:
             stack.enter_context(_tapped(layer, nodes))
-        output = network(_leaf(images).detach())
+        output = _run(network, _leaf(images).detach())
     if len(nodes) < len(layers):
         raise ValueError(f"{len(layers) - len(nodes)} of {len(layers)} layers did not run in the forward pass")
     if not output.requires_grad:
@@ -218,9 +227,53 @@ def record_each(network: nn.Module, images: Tensor, layers: Iterable[nn.Module])
 
 @torch.no_grad()
 def logits(network: nn.Module, images: Tensor) -> Tensor:
-    """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph."""
-    with _steady(network):
-        return network(images)
+    """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph.
+
+    Raises:
+        ValueError: they are not there or not finite.
+    """
+    return _run(network, images)
+
+
+def _run(network: nn.Module, images: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+    """The network's logits of a copy of the images: one that begins in place must not change the caller's."""
+    matrices = (weight.dtype for weight in network.parameters() if weight.is_floating_point() and weight.ndim > 1)
+    dtype = next(matrices, images.dtype)
+    coarse = nullcontext() if precision == torch.float32 else torch.autocast(images.device.type, precision)
+    with _steady(network), coarse:
+        logits = _widened(_logits_of(network(images.to(dtype, copy=True)), len(images)))
+    if not logits.isfinite().all():
+        image, k = (~logits.isfinite()).nonzero()[0].tolist()
+        raise ValueError(
+            f"the logit of class {k} of image {image} is {logits[image, k].item()}: check the images, and the network's"
+            " weights"
+        )
+    return logits
+
+
+def _logits_of(answer: Any, n_images: int) -> Tensor:
+    """The logits (B, K) in a network's answer: itself, its `.logits`, or the one such tensor that it holds."""
+    answer = getattr(answer, "logits", answer)
+    parts = list(answer.values()) if isinstance(answer, Mapping) else answer
+    parts = parts if isinstance(parts, list | tuple) else [parts]
+    tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+    found = [tensor for tensor in tensors if tensor.ndim == 2 and len(tensor) == n_images]
+    if len(found) != 1:
+        told = ", ".join(str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
+        raise ValueError(
+            f"the network answers {n_images} images with a {type(answer).__name__} ({told}), not with logits (B, K):"
+            " give `explain` an `output` that makes them of it"
+        )
+    return found[0]
+
+
+def _widened(values: Any) -> Any:
+    """A tensor in float32 at least; None where there is none."""
+    return values if values is None else values.to(_wide(values.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _leaf(images: Tensor) -> Tensor:
@@ -229,7 +282,7 @@ def _leaf(images: Tensor) -> Tensor:
     One image alone is laid channels last in memory: of one that is not, PyTorch 2.13's gradient through networks such
     as LeViT and XCiT is wrong on a CPU.
     """
-    images = images.clone() if images.is_inference() else images.detach()
+    images = _widened(images.clone() if images.is_inference() else images.detach())
     if images.ndim == 4 and len(images) == 1:
         images = images.contiguous(memory_format=torch.channels_last)
     return images.requires_grad_()
@@ -237,17 +290,24 @@ def _leaf(images: Tensor) -> Tensor:
 
 @contextmanager
 def _steady(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode and full float32; every module's mode is restored."""
+    """Evaluation mode, full float32, and all in this process: what was changed is restored."""
     training = [module for module in network.modules() if module.training]
+    shared: list[Any] = [module for module in network.modules() if isinstance(module, _SHARED)]
     try:
         # The flag itself: a network's own train() may do more.
         for module in training:
             module.training = False
-        with runtime.full_float32():
+        # An attribute of the instance hides the class's forward, which copies the network or waits for other processes.
+        for module in shared:
+            vars(module)["forward"] = module.module
+        # What was compiled runs as it was written: compiled code passes hooks by.
+        with runtime.full_float32(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module in training:
             module.training = True
+        for module in shared:
+            vars(module).pop("forward", None)
 
 
 @contextmanager
@@ -259,12 +319,13 @@ def _tapped(layer: nn.Module, nodes: list[Tensor]) -> Iterator[None]:
             raise ValueError(f"the layer {type(layer).__name__} returns {type(output).__name__}, not one tensor")
         linked = torch.is_grad_enabled() and output.requires_grad  # to a layer that was tapped before
         # A copy: a layer may hand its input on, which others may change.
-        nodes.append(output.clone() if linked else output.detach().clone().requires_grad_())
+        recorded = (output if linked else output.detach()).to(_wide(output.dtype), copy=True)
+        nodes.append(recorded if linked else recorded.requires_grad_())
         # Everything up to here ran without a graph; from here on it is recorded. The surrounding no_grad
         # restores the caller's mode.
         torch.set_grad_enabled(True)
         # A copy goes on through the network: an in-place ReLU behind the layer would overwrite the record.
-        return nodes[-1].clone()
+        return recorded.to(output.dtype, copy=True)
 
     handle = layer.register_forward_hook(start_graph)
     try:

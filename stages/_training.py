@@ -38,7 +38,8 @@ class Work:
         with runtime.seeded(options.get("seed", 0)):
             model = networks.build(options["architecture"], None if weights == "random" else weights, n_classes, folder)
         self.model = model.to(run.device, memory_format=torch.channels_last)
-        self.transform = preprocessing(options["image_size"], options["crop"])
+        self.model.preparation = {name: options[name] for name in ("image_size", "crop")}
+        self.transform = preprocessing(**self.model.preparation)
         self.log = live(options["curves"], run.ranks)
 
     def probabilities(self, n_epochs=0):

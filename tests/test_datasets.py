@@ -357,6 +357,57 @@ def test_any_picture_becomes_rgb(tmp_path, mode):
     assert np.abs(np.asarray(image).astype(int) - 200).max() <= 4
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_of_ones_own_stands_as_its_exif_says_and_one_of_a_data_set_as_it_lies(tmp_path, orientation):
+    """A red corner, by the definition: row 0 and column 0 of the file are these sides of the scene."""
+    sides = ["top left", "top right", "bottom right", "bottom left", "left top", "right top", "right bottom",
+             "left bottom"][orientation - 1]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.new("RGB", (4, 6), "blue")
+    picture.putpixel((0, 0), (255, 0, 0))
+    picture.save(tmp_path / "turned.png", exif=exif)
+    shown, lies = images.as_shown(tmp_path / "turned.png"), images.decode(tmp_path / "turned.png")
+    assert (shown.size, lies.size) == ((4, 6) if orientation < 5 else (6, 4), (4, 6))
+    corner = (shown.width - 1 if "right" in sides else 0, shown.height - 1 if "bottom" in sides else 0)
+    assert shown.getpixel(corner) == lies.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_of_a_picture_of_ones_own_become_eight(tmp_path, suffix):
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(ramp).save(tmp_path / f"deep.{suffix}")
+    shown = np.asarray(images.as_shown(tmp_path / f"deep.{suffix}"))
+    np.testing.assert_array_equal(shown, (ramp // 257)[..., None].repeat(3, 2))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_colour_that_nobody_sees_is_white_in_a_picture_of_ones_own(tmp_path, mode):
+    pixels = np.array([[[200, 0, 0, 0], [200, 0, 0, 255]]], dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert(mode if mode != "P" else "RGB")
+    options = {}
+    if mode == "P":
+        picture = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "P")
+        picture.putpalette([200, 0, 0, 100, 0, 0])
+        options = {"transparency": 0}
+    picture.save(tmp_path / "clear.png", **options)
+    hidden, seen = np.asarray(images.as_shown(tmp_path / "clear.png"))[0].tolist()
+    assert hidden == [255, 255, 255]
+    assert seen == {"RGBA": [200, 0, 0], "LA": [60] * 3, "P": [100, 0, 0]}[mode]
+
+
+def test_half_of_a_colour_lies_over_white(tmp_path):
+    Image.new("RGBA", (3, 3), (200, 0, 0, 51)).save(tmp_path / "pale.png")
+    assert images.as_shown(tmp_path / "pale.png").getpixel((1, 1)) == (244, 204, 204)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_no_known_range_are_one_line(tmp_path, dtype):
+    Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "counts.tif")
+    with pytest.raises(ValueError, match=r"counts\.tif cannot be decoded \(it has neither 8 nor 16 bits"):
+        images.as_shown(tmp_path / "counts.tif")
+
+
 @pytest.mark.parametrize(
     "damage",
     [lambda data: data[: len(data) // 2], lambda data: data[:-30], lambda data: b"", lambda data: b"GIF89a no"],
@@ -368,6 +419,8 @@ def test_damaged_image_is_named(birds, damage):
     samples = images.read(birds)
     with pytest.raises(ValueError, match=re.escape(f"{path} cannot be decoded")):
         images.load(samples, range(3), images.preprocessing(8, crop=False))
+    with pytest.raises(ValueError, match=re.escape(f"{path} cannot be decoded")):
+        images.as_shown(path)
 
 
 def test_image_of_absurd_size_is_named(tmp_path, monkeypatch):

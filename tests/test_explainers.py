@@ -2,6 +2,8 @@
 
 import re
 from inspect import signature
+from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from test_contrasts import OBJECTIVES
 from torch import nn
 
 import cxlib
-from cxlib import networks, taps
+from cxlib import networks, runtime, taps
 from cxlib.contrasts import CONTRASTS, cotangent
 from cxlib.explainers import EXPLAINERS, cam, explain, vit
 from cxlib.metrics import masking
@@ -350,7 +352,10 @@ def test_vgg16_bn_is_explained_at_its_last_convolution_before_batch_norm():
     assert layer is network.inner.features[40]
     assert isinstance(layer, nn.Conv2d)
     assert isinstance(network.inner.features[41], nn.BatchNorm2d)
-    assert taps.record(network, images, layer).activation.shape == (1, 512, 14, 14)
+    shapes = []
+    layer.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape))
+    network(images)
+    assert shapes == [(1, 512, 14, 14)]
 
 
 @pytest.mark.parametrize("explainer", cam.MAPS)
@@ -373,6 +378,193 @@ def test_the_layer_is_a_module_a_name_or_the_networks_own(network, images, targe
     assert torch.equal(by_default, explain(wrapped, images, targets, layer="features"))
 
 
+class Holder(nn.Module):
+    """A module of somebody's own that merely holds a network."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.held, self.temperature = held, nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return self.held(images)
+
+
+def compiled(network):
+    return torch.compile(network, backend="eager")
+
+
+class AnotherProcess:
+    """What DistributedDataParallel is, without the processes: its forward would wait for them."""
+
+    def __new__(cls, network):
+        wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+        nn.Module.__init__(wrapped)
+        wrapped.module = network
+        return wrapped
+
+
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": AnotherProcess,
+    "torch.compile": compiled,
+    "a module that holds it": Holder,
+    "all of them": lambda network: Holder(compiled(AnotherProcess(Holder(network)))),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_what_wraps_a_network_changes_no_map(resnet18, wrap):
+    images, targets = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 7])
+    wrapped = wrap(resnet18)
+    for explainer, layer in product(OF_ANY_NETWORK, (None, "layer3.0", resnet18.inner.layer3[0])):
+        expected = explain(resnet18, images, targets, explainer, layer=layer)
+        assert torch.equal(explain(wrapped, images, targets, explainer, layer=layer), expected)
+    assert "forward" not in vars(wrapped) or wrap is compiled
+
+
+TOKENS = [
+    *product(vit.MAPS, [None]), ("vit_gradcam", "blocks.1.norm1"), ("attention_rollout", "blocks.1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_what_wraps_a_transformer_changes_no_map(wrap):
+    network = networks.build("vit_mini", num_classes=4)
+    images, targets = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 0])
+    for explainer, layer in TOKENS:
+        expected = explain(network, images, targets, explainer, layer=layer)
+        assert torch.equal(explain(wrap(network), images, targets, explainer, layer=layer), expected)
+    assert vit.token_layers(wrap(network)) == vit.token_layers(network)
+
+
+def of_kind(explainer):
+    """A network of float32 that the explainer takes, two images, and targets."""
+    generator = torch.Generator().manual_seed(1)
+    with runtime.seeded(0):
+        name = "vit_mini" if explainer in vit.MAPS | vit.PUBLISHED else "vgg16_bn_narrow"
+        network = networks.build(name, num_classes=4)
+    return network, torch.rand(2, 3, 48, 48, generator=generator), torch.tensor([[3, 0], [1, 2]])
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_autocast_changes_no_map(explainer):
+    asked = (*of_kind(explainer), explainer, ["weighted", "normalised"])
+    expected = explain(*asked)
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = explain(*asked)
+        assert torch.is_autocast_enabled("cpu")
+    assert maps.dtype == torch.float32
+    assert torch.equal(maps, expected)
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_weights_of_half_precision_are_taken_as_they_are_and_maps_are_float32(explainer):
+    network, images, targets = of_kind(explainer)
+    expected = explain(network.bfloat16().float(), images, targets, explainer, "original")
+    network.bfloat16()
+    for given in (images, images.bfloat16()):
+        maps = explain(network, given, targets, explainer, "original")
+        assert maps.dtype == torch.float32
+        # The gradient at the input has come through all layers in half precision.
+        assert ((maps - expected).flatten(2).norm(dim=-1) < 0.4 * expected.flatten(2).norm(dim=-1)).all()
+        assert len(maps[0, 0].unique()) > 256, "the map itself is no rounded one"
+
+
+class Answers(Holder):
+    """A network whose answer is another thing than logits."""
+
+    def __init__(self, held, answer):
+        super().__init__(held)
+        self.answer = answer
+
+    def forward(self, images):
+        return self.answer(self.held(images))
+
+
+ANSWERS = {
+    "an object": lambda y: SimpleNamespace(logits=y, loss=None),
+    "a tuple": lambda y: (None, y, y.new_zeros(4, 2, 3), y.argmax(1)),
+    "a list": lambda y: [y],
+    "a dictionary": lambda y: {"out": y, "aux": y.sum()},
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_logits_are_found_in_what_a_network_answers(network, images, targets, answer):
+    for explainer in OF_ANY_NETWORK:
+        expected = explain(network, images, targets, explainer)
+        assert torch.equal(explain(Answers(network, answer), images, targets, explainer), expected)
+
+
+@pytest.mark.parametrize("explainer", OF_ANY_NETWORK)
+def test_output_makes_logits_of_what_a_network_answers(network, images, targets, explainer):
+    twice, head = Answers(network, lambda y: {"a": y, "b": 2 * y}), nn.Linear(6, 6).double()
+    for layer in (None, "features.4"):
+        expected = explain(Answers(network, lambda y: 2 * y), images, targets, explainer, layer=layer)
+        maps = explain(twice, images, targets, explainer, layer=layer, output=lambda answer: answer["b"])
+        assert torch.equal(maps, expected)
+        expected = explain(Answers(network, head), images, targets, explainer, layer=layer and f"held.{layer}")
+        assert torch.equal(explain(network, images, targets, explainer, layer=layer, output=head), expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda y: (y, y), "4 images with a tuple ((4, 6), (4, 6)), not with logits"),
+        (lambda y: {"out": None, "features": y[..., None]}, "a dict (NoneType, (4, 6, 1))"),
+        (lambda y: y[:1], "a Tensor ((1, 6))"),
+        (lambda y: y.argmax(1), "a Tensor ((4,))"),
+        (lambda y: y.long(), "a Tensor ((4, 6))"),
+        (lambda y: y[0], "a Tensor ((6,))"),
+        (lambda y: None, "a NoneType (NoneType)"),
+        (lambda y: (), "a tuple ()"),
+    ],
+)
+def test_an_answer_without_logits_is_told_in_one_line(network, images, targets, answer, told):
+    for ask in (explain, lambda network, images, _targets: taps.logits(network, images)):
+        with pytest.raises(ValueError) as caught:
+            ask(Answers(network, answer), images, targets)
+        assert told in str(caught.value)
+        assert "`output`" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("explainer", OF_ANY_NETWORK)
+def test_logits_that_are_not_finite_are_one_error_and_no_map_of_nan(network, images, targets, explainer, value):
+    network.head.bias[4] = value
+    with pytest.raises(ValueError, match=rf"the logit of class 4 of image 0 is {value}: "):
+        explain(network, images, targets, explainer)
+    with pytest.raises(ValueError, match=rf"the logit of class 4 of image 0 is {value}: "):
+        taps.logits(network, images)
+
+
+def test_a_pixel_that_is_not_finite_is_named_by_its_image(network, images, targets):
+    images[2, 0, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match="of image 2 is nan"):
+        explain(network, images, targets)
+
+
+@pytest.mark.parametrize("explainer", OF_ANY_NETWORK)
+def test_gradients_that_are_not_finite_are_one_error_and_no_map_of_nan(pooled, images, targets, explainer):
+    class Root(nn.Module):
+        def forward(self, x):
+            return (x * 0).sqrt()
+
+    pooled.pool = nn.Sequential(Root(), pooled.pool)
+    assert pooled(images).isfinite().all()
+    with pytest.raises(ValueError, match=rf"the maps of {re.escape(explainer)} are not finite"):
+        explain(pooled, images, targets, explainer)
+
+
+def test_a_network_that_was_compiled_and_has_run_is_still_recorded(network, images, targets):
+    """Compiled code runs without the hooks that came later."""
+    expected = explain(network, images, targets)
+    network.compile(backend="eager")
+    network(images)
+    assert torch.equal(explain(network, images, targets), expected)
+
+
 @pytest.mark.parametrize("explainer", LINEAR)
 def test_a_users_own_function_is_a_contrast(network, images, targets, explainer):
     def first_against_second(logits, _targets):
@@ -388,6 +580,7 @@ def test_a_users_own_function_is_a_contrast(network, images, targets, explainer)
 def test_the_public_face_is_the_contract():
     assert cxlib.explain is explain
     defaults = {"explainer": "gradcam", "contrast": "weighted", "layer": None, "relu": False, "upsample": True}
+    defaults["output"] = None
     parameters = signature(cxlib.explain).parameters
     assert list(parameters) == ["network", "images", "targets", *defaults]
     assert {name: parameters[name].default for name in defaults} == defaults

@@ -1,6 +1,7 @@
 """The command line answers why this class and not that one, in files; and bad input with one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -80,6 +81,29 @@ def test_an_image_is_explained_in_a_picture_numbers_and_maps(here):
         assert len(picture.convert("RGB").getcolors(10**6)) > 100
 
 
+@pytest.mark.parametrize("crop", [True, False])
+def test_a_picture_is_prepared_as_those_that_the_network_was_trained_with(here, tmp_path, crop):
+    network, how = networks.load("birds.pt"), {"image_size": 40, "crop": crop}
+    network.preparation = how
+    networks.save(network, tmp_path / "trained.pt")
+    asked = ("explain", "photos/a.jpg", "--network", tmp_path / "trained.pt", "--device", "cpu", "--out", here)
+    for options, expected in (((), how), (("--image-size", "36"), {"image_size": 36, "crop": False})):
+        succeed(*asked, *options)
+        with np.load(here / "a.npz") as arrays:
+            np.testing.assert_array_equal(arrays["image"], preprocessing(**expected)(decode("photos/a.jpg")))
+
+
+def test_a_picture_is_explained_as_viewers_show_it(here, tmp_path):
+    with Image.open("photos/a.jpg") as image:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "turned.png", exif=exif)
+        upright = image.transpose(Image.Transpose.ROTATE_270)
+    succeed("explain", tmp_path / "turned.png", *BIRDS, "--out", here)
+    with np.load(here / "turned.npz") as arrays:
+        np.testing.assert_array_equal(arrays["image"], preprocessing(32, crop=False)(upright))
+
+
 @pytest.mark.parametrize(("target", "versus"), [("Marsh_Hawk", "ashen gull"), ("2", "3"), ("hawk", "gull")])
 def test_versus_is_the_difference_of_the_two_classes(here, target, versus):
     succeed("explain", "photos/a.jpg", *BIRDS, "--target", target, "--versus", versus, "--out", here)
@@ -103,6 +127,28 @@ def test_without_a_target_versus_is_told_from_the_most_probable_class(here):
         assert (told["target"]["index"], told["versus"]["index"]) == tuple(expected)
 
 
+def test_a_head_of_one_logit_tells_two_classes_apart(here, tmp_path):
+    with runtime.seeded(2):
+        network = networks.build("vgg16_bn_narrow", num_classes=1)
+    networks.save(network, tmp_path / "one.pt")
+    (tmp_path / "classes.txt").write_text("no bird\nbird\n")
+    asked = ("explain", "photos/a.jpg", "--network", tmp_path / "one.pt", "--device", "cpu", "--image-size", "32")
+    x = preprocessing(32, crop=False)(decode("photos/a.jpg"))[None]
+    p = float(network(x).sigmoid())
+    t = int(p > 0.5)
+    for versus in ((), ("--versus", "second"), ("--target", "bird"), ("--versus", "no bird")):
+        succeed(*asked, *versus, "--out", here)
+        told = json.loads((here / "a.json").read_text())
+        chosen = 1 if "bird" in versus or "no bird" in versus else t
+        assert [told[role]["name"] for role in ("target", "versus")] == [
+            ("no bird", "bird")[k] for k in (chosen, 1 - chosen)
+        ]
+        assert told["target"]["probability"] == pytest.approx(p if chosen else 1 - p, rel=1e-5)
+        with np.load(here / "a.npz") as arrays:
+            expected = explain(network, x, torch.tensor([[chosen, 1 - chosen]]), contrast="weighted")[0]
+            np.testing.assert_allclose(arrays["maps"][0, 0], expected, rtol=1e-4, atol=1e-7)
+
+
 def test_folders_and_patterns_are_searched_and_no_result_is_overwritten(here):
     result = succeed("explain", "photos", *BIRDS, "--out", here)
     assert "3 images explained" in result.output
@@ -113,6 +159,25 @@ def test_folders_and_patterns_are_searched_and_no_result_is_overwritten(here):
         "photos/a.jpg",
         "photos/deep/a.png",
     ]
+
+
+def test_a_numbered_result_does_not_overwrite_that_of_a_file_with_this_name(here):
+    for name in ("a.png", "a_2.jpg", "a_2.png"):
+        shutil.copy("photos/b.JPEG", here.parent / name)
+    pictures = ["photos/a.jpg", *(here.parent / name for name in ("a.png", "a_2.jpg", "a_2.png"))]
+    succeed("explain", *pictures, *BIRDS, "--out", here)
+    told = {path.stem: json.loads(path.read_text())["image"] for path in here.glob("*.json")}
+    assert told == dict(zip(["a", "a_3", "a_2", "a_2_2"], map(str, pictures)))
+
+
+def test_a_result_does_not_overwrite_an_image(here):
+    here.mkdir()
+    shutil.copy("photos/deep/a.png", here)
+    before = (here / "a.png").read_bytes()
+    result = run("explain", here, *BIRDS, "--out", here)
+    assert result.exit_code == 1
+    assert result.stderr.strip() == f"Error: the results in {here} would overwrite the image a.png: name another --out"
+    assert [(path.name, path.read_bytes()) for path in here.iterdir()] == [("a.png", before)]
 
 
 def test_a_state_dict_of_a_transformer_is_explained_by_tokens(here):
@@ -170,6 +235,38 @@ def test_a_file_of_ones_own_has_no_names_that_others_published(tmp_path, name):
         (tmp_path / "classes.txt").unlink()
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "squeezenet1_1"])
+@pytest.mark.parametrize("weights", ["mine", "mine-0123abcd", "DEFAULT"])
+def test_a_folders_weights_have_published_names_where_their_hash_is_published(tmp_path, name, weights):
+    with torch.device("meta"):
+        model = networks.build(name)
+    stem = name if weights == "DEFAULT" else "mine"
+    published = {"squeezenet1_1": "squeezenet1_1-b8a52dc0", "tf_efficientnet_lite0": "tf_efficientnet_lite0-57934424"}
+    (tmp_path / f"{stem}-0123abcd.pth").write_bytes(b"")
+    assert cli.class_names(model, 1000, name, weights, str(tmp_path), None)[0] == "0"
+    (tmp_path / f"{stem}-0123abcd.pth").rename(tmp_path / f"{published[name]}.pth")
+    for known in ("DEFAULT", published[name]):
+        assert cli.class_names(model, 1000, name, known, str(tmp_path), None)[0] == "tench"
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("3 door car\n5 door car\n", ["3 door car", "5 door car"]),
+        ("1 door car\n2 door car\n3 door car\n", ["1 door car", "2 door car", "3 door car"]),
+        ("2 wheeler\n3 wheeler\n4 x 4\n", ["2 wheeler", "3 wheeler", "4 x 4"]),
+        ("1 001.Marsh_Heron\n2 002.Ashen_Heron\n", ["Marsh_Heron", "Ashen_Heron"]),
+        ("7 007.Parakeet_Auklet\n3 003.St._Bernard\n", ["Parakeet_Auklet", "St._Bernard"]),
+        ("0 tench\n1 goldfish\n\n2 great white shark\n", ["tench", "goldfish", "great white shark"]),
+        ("1 tench\n2  goldfish\n", ["tench", "goldfish"]),
+        ("1 tench\ngoldfish\n", ["1 tench", "goldfish"]),
+    ],
+)
+def test_names_lose_numbers_that_count_them_and_no_others(tmp_path, lines, expected):
+    (tmp_path / "classes.txt").write_text(lines)
+    assert cli.read_names(tmp_path / "classes.txt") == expected
+
+
 @pytest.mark.parametrize("name", ["vit_mini", "vit_lite0", "vgg16_bn_narrow"])
 def test_our_own_networks_have_no_published_names(name):
     """Nobody publishes weights for their heads, even where there are a thousand classes."""
@@ -193,6 +290,8 @@ def test_our_own_networks_have_no_published_names(name):
         (("photos/a.jpg", *BIRDS, "--contrast", "nonsense"), ["'nonsense'", "versus"]),
         (("photos/a.jpg", *BIRDS, "--layer", "features.99"), ["'features.99'", "features.9"]),
         (("photos/a.jpg", *BIRDS, "--device", "abacus"), ["'abacus'"]),
+        (("photos/a.jpg", *BIRDS, "--device", "meta"), ["'meta' is not available"]),
+        (("photos/a.jpg", *BIRDS, "--image-size", "8"), ["vgg16_bn_narrow refuses images of shape (1, 3, 8, 8)"]),
         (("photos/a.jpg", "--network", "none.pt"), ["none.pt does not exist"]),
         (("photos/a.jpg", "--network", "vit.pth"), ["vit.pth is not a network written by cxlib"]),
         (("photos/a.jpg", "--network", "resnet19"), ["'resnet19'", "resnet18"]),

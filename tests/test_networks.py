@@ -201,6 +201,28 @@ def test_explanation_layer_is_the_last_spatial_map(name, side):
     assert [(len(shape), shape[0], *shape[2:]) for shape in shapes] == [(4, 2, side, side)]
 
 
+class WithOwnHead(nn.Module):
+    """A network as the trunk of another."""
+
+    def __init__(self, system):
+        super().__init__()
+        self.system, self.head = system, nn.Linear(1000, 2)
+
+    def forward(self, images):
+        return self.head(self.system(images))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, nn.Sequential, WithOwnHead])
+@pytest.mark.parametrize("name", [*EXPLAINED, "swin_s3_tiny_224", "resnet10t"])
+def test_explanation_layer_is_the_same_inside_another_module(name, wrap):
+    with torch.device("meta"):
+        network = build(name)
+        wrapped = wrap(network)
+    layer = explanation_layer(network)
+    assert explanation_layer(wrapped) is layer
+    assert networks.channels_last(wrapped, layer) is networks.channels_last(network, layer) is ("swin_s3" in name)
+
+
 @pytest.mark.parametrize("name", ["vgg16_bn", "vgg16_bn_narrow"])
 def test_layer_of_vgg_is_its_last_convolution_before_batch_norm(name):
     with torch.device("meta"):
@@ -678,3 +700,12 @@ def test_a_size_that_a_transformer_refuses_is_named():
         network, images = build("vit_b_32", num_classes=2), torch.empty(1, 3, 64, 64)
     with pytest.raises(ValueError, match=r"vit_b_32 refuses images of shape \(1, 3, 64, 64\): Wrong image height"):
         network(images)
+
+
+@pytest.mark.parametrize(("name", "side"), [("alexnet", 16), ("googlenet", 8), ("inception_v3", 32)])
+def test_a_size_that_a_convolutional_network_refuses_is_named(name, side):
+    network = build(name, num_classes=2)
+    for ask in (network, lambda images: taps.record(network, images, explanation_layer(network))):
+        with pytest.raises(ValueError, match=rf"{name} refuses images of shape \(1, 3, {side}, {side}\): ") as caught:
+            ask(torch.zeros(1, 3, side, side))
+        assert "\n" not in str(caught.value)

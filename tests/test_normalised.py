@@ -101,3 +101,9 @@ def test_it_is_a_contrast_of_maps_and_says_so_where_a_cotangent_is_asked_for(net
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"unknown contrast 'normalized': choose from .*weighted.*normalised"):
         explain(network, images, targets, contrast="normalized")
+
+
+def test_one_logit_has_no_rivals_to_be_weighed_against(pooled, images):
+    pooled.head = torch.nn.Linear(10, 1).double()
+    with pytest.raises(ValueError, match="a head of one logit has one"):
+        explain(pooled, images, torch.tensor([1, 0, 1, 0]), contrast="normalised")

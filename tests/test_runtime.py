@@ -56,7 +56,7 @@ def test_a_number_that_is_none_or_too_small_is_named_with_its_variable(name, val
     assert str(caught.value) == f"CXLIB_{name} must be a whole number of at least {least}, got {value!r}"
 
 
-@pytest.mark.parametrize("name", ["abacus", "cuda:99", "cpu gpu", ""])
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", "cpu gpu", "", "meta", "hpu", "lazy"])
 def test_an_unknown_device_is_named_in_one_line(name):
     for asked in (lambda: runtime.machine({"CXLIB_DEVICE": name}), lambda: runtime.device(name)):
         with pytest.raises(ValueError) as caught:
@@ -74,6 +74,27 @@ def test_nodes_need_a_place_to_meet():
 def test_what_computed_is_said_in_words():
     words = runtime.computed_by(torch.device("cpu"))
     assert words == f"cpu {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+# --- random state ---------------------------------------------------------------------------------------------------
+
+
+def drawn(*seed):
+    with runtime.seeded(*seed):
+        return torch.rand(4)
+
+
+def test_every_path_of_seeds_is_a_stream_of_its_own():
+    paths = [(7,), (7, 0), (7, 0, 0), (7, 0, 0, 0), (7, 1), (7, 1, 0), (7, 0, 1), (0, 7), (0,), (0, 0), (8,)]
+    draws = torch.stack([drawn(*path) for path in paths])
+    assert len(draws[:, 0].unique()) == len(paths)
+    assert torch.equal(drawn(7, 0, 1), draws[paths.index((7, 0, 1))])
+
+
+def test_the_callers_random_state_is_restored():
+    state = torch.random.get_rng_state()
+    drawn(7)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 # --- files ------------------------------------------------------------------------------------------------------

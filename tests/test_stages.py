@@ -1177,6 +1177,7 @@ def test_a_network_as_it_came_is_tested_and_nothing_else(here, tmp_path):
         assert len(report["losses"]) == len(report["accuracies"]) == 0
         assert report["probabilities"].shape == (24, 8)
         assert tuple(report["classes"].tolist()) == images.read(Path("data/sets/synthbirds")).classes
+    assert networks.load(tmp_path / "n.pt").preparation == {"image_size": 32, "crop": False}
 
 
 def test_no_epochs_keep_the_weights_behind_a_new_head(here, paper, tmp_path):

@@ -89,14 +89,19 @@ def test_an_inplace_relu_behind_the_layer_does_not_overwrite_the_record(network,
         assert (recorded.activation < 0).any()
 
 
-def test_a_network_that_begins_in_place_touches_neither_images_nor_record(images):
+@pytest.mark.parametrize("n_images", [1, 4])
+def test_a_network_that_begins_in_place_touches_neither_images_nor_record(images, n_images):
     network = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(768, 3)).double().requires_grad_(False)
-    images = images - 0.5
+    images = images[:n_images] - 0.5
     before = images.clone()
     recorded = taps.record(network, images)
-    recorded.pull_back(cotangents(4, 3))
-    assert torch.equal(images, before)
+    recorded.pull_back(cotangents(n_images, 3))
     assert torch.equal(recorded.activation, before)
+    taps.record(network, images, network[1])
+    taps.record_each(network, images, network[1:])
+    taps.trace(network, images, {network[1]: lambda *_: None})
+    taps.logits(network, images)
+    assert torch.equal(images, before)
 
 
 class Reused(nn.Module):
@@ -329,7 +334,8 @@ def test_training_mode_is_restored_behind_an_exception(network, images):
 
 
 def precision():
-    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    return *(backend.fp32_precision for backend in backends), torch.is_autocast_enabled("cpu")
 
 
 class Spy(nn.Module):
@@ -347,19 +353,31 @@ class Spy(nn.Module):
         return x
 
 
-def test_tf32_is_off_in_both_directions_and_restored(network, images):
+def test_tf32_and_autocast_are_off_in_both_directions_and_restored(network, images):
     spy = Spy()
     network.pool = nn.Sequential(network.pool, spy)
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        outside = precision()
-        taps.record(network, images, network.features).pull_back(cotangents(4, 6))
-        taps.logits(network, images)
-        assert spy.seen == [("ieee", "ieee")] * 3
-        assert precision() == outside
-        assert outside[0] == "tf32"
+        with torch.autocast("cpu", torch.bfloat16):
+            outside = precision()
+            taps.record(network, images, network.features).pull_back(cotangents(4, 6))
+            taps.logits(network, images)
+            assert spy.seen == [("ieee", "ieee", False)] * 3
+            assert precision() == outside
+        assert outside == ("tf32", outside[1], True)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("layer", [None, "features.4"])
+def test_coarser_passes_are_made_where_they_are_asked_for(network, images, layer):
+    network, images = network.float(), images.float()
+    cotangent = cotangents(4, 6).float()
+    exact = taps.record(network, images, tapped(network, layer))
+    coarse = taps.record(network, images, tapped(network, layer), torch.bfloat16)
+    assert coarse.logits.dtype == coarse.pull_back(cotangent).dtype == torch.float32
+    for a, b in ((exact.logits, coarse.logits), (exact.pull_back(cotangent), coarse.pull_back(cotangent))):
+        assert 1e-4 < (a - b).norm() / a.norm() < 0.2
 
 
 def test_records_of_several_layers_are_the_record_of_each(network, images):

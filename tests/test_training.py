@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +129,21 @@ def test_callers_random_state_is_untouched(birds, workers):
     for _ in tune(network, birds, recipe(epochs=1), workers):
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_two_draws_of_a_training_share_a_stream(birds, monkeypatch):
+    """Neither a step's dropout and an image's augmentation, nor either and the layers' initial weights."""
+    streams, seeded = [], runtime.seeded
+
+    @contextmanager
+    def spied(*seed, device="cpu"):
+        with seeded(*seed, device=device):
+            streams.append(torch.initial_seed())
+            yield
+
+    monkeypatch.setattr(runtime, "seeded", spied)
+    train(birds, recipe(epochs=2, batch_size=4), seed=0)  # `fresh` draws its weights from seed 0
+    assert len(set(streams)) == len(streams) == 1 + 2 * (16 + 4)
 
 
 def test_every_epoch_sees_every_image_once_in_another_order():

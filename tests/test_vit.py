@@ -336,7 +336,7 @@ def test_attention_taken_apart_gives_the_same_logits_and_rows_that_sum_to_one(tr
 def test_fused_attention_is_restored_behind_an_exception(transformer, explainer):
     before = fused(transformer)
     assert all(before)
-    for images in (pictures(transformer)[..., :-3], pictures(transformer).float()):
+    for images in (pictures(transformer)[..., :-3], pictures(transformer)[:, :2]):
         with pytest.raises((AssertionError, RuntimeError)):
             explain(transformer, images, TARGETS, explainer)
         assert fused(transformer) == before

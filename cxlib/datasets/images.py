@@ -1,11 +1,12 @@
 """From a folder to batches of images in [0, 1]."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -67,15 +68,42 @@ def source_pixels(width: int, height: int, image_size: int, crop: bool) -> tuple
 
 
 def decode(path: Path) -> Image.Image:
-    """One image file as RGB.
+    """One image file of a data set as RGB.
+
+    The pixels stay as they lie in the file, for what is known of them, such as a beak's place, is in their coordinates.
 
     Raises:
         ValueError: the file cannot be decoded.
     """
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+def as_shown(path: Path) -> Image.Image:
+    """One picture of one's own as RGB, as viewers show it: upright as its EXIF says, 16 bits as 8, over white.
+
+    Raises:
+        ValueError: the file cannot be decoded, or its pixels have no known range.
+    """
+    with _opened(path) as image:
+        picture = ImageOps.exif_transpose(image)
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        if picture.mode in ("I", "F"):
+            raise ValueError("it has neither 8 nor 16 bits a channel")
+        if picture.has_transparency_data:
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture.convert("RGBA"))
+        return picture.convert("RGB")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file; whatever goes wrong inside is one error that names it."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            yield image
+    except Exception as error:  # Pillow raises many kinds for a damaged file
         raise ValueError(f"{path} cannot be decoded ({error}): replace it") from error
 
 

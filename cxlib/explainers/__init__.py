@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ OWN = fullgrad.MAPS | vit.MAPS | vit.PUBLISHED
 EXPLAINERS: dict[str, Callable[..., Tensor]] = MAPS | OWN
 
 
+@runtime.full_float32()
 def explain(
     network: nn.Module,
     images: Tensor,
@@ -32,13 +33,15 @@ def explain(
     layer: str | nn.Module | None = None,
     relu: bool = False,
     upsample: bool = True,
+    output: Callable[[Any], Tensor] | None = None,
 ) -> Tensor:
     """Saliency maps that say why the target class, under a contrast.
 
     All targets and contrasts of an image share one forward pass, and a batch gives what single images give.
 
     Args:
-        network: maps images (B, 3, H, W) to logits (B, K); its parameters may be frozen.
+        network: maps images (B, 3, H, W) to logits (B, K), to what has them as `logits`, to a tuple or dictionary with
+            no other tensor (B, K), or to what `output` makes them of; its parameters may be frozen.
         images: (B, 3, H, W), in the range that the network takes.
         targets: (B,) or (B, T) class indices.
         explainer: a name in `EXPLAINERS`.
@@ -49,18 +52,25 @@ def explain(
             `vit_gradcam` takes a layer of tokens (`vit.token_layers`), a rollout the block at which it begins.
         relu: keep the positive part only, as the explainers' standard variants do.
         upsample: bilinear to (H, W), ``align_corners=True`` as published; False keeps the layer's resolution.
+        output: from the network's answer to logits (B, K).
 
     Returns:
         (B, H, W) for targets (B,), (B, T, H, W) for targets (B, T), with a leading C for a list of contrasts;
-        on the images' device, without graph.
+        on the images' device, without graph, in float32 at least: autocast is off inside, and weights of half precision
+        are taken as they are (see `taps`).
 
     Raises:
-        ValueError: unknown names, wrong targets, or a layer that has no spatial map.
+        ValueError: unknown names, wrong targets, a layer that has no spatial map, or logits or maps that are not
+            finite.
     """
     runtime.check_name("explainer", explainer, EXPLAINERS)
     listed = isinstance(contrast, list | tuple)
     contrasts: Sequence[str | Contrast | Tensor] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
     asked: list[Asked] = []
+    if output is not None:
+        # A layer's name is the network's own, also where `output` is a module that has layers too.
+        layer = explanation_layer(network, layer) if isinstance(layer, str) else layer
+        network = _Answering(network, output)
 
     def cotangents(logits: Tensor) -> Tensor:
         check_targets(targets, *logits.shape)
@@ -73,12 +83,28 @@ def explain(
         tapped = None if explainer in gradient.MAPS else explanation_layer(network, layer)
         recorded = taps.record(network, images, tapped)
         maps = saliency(explainer, recorded.activation, recorded.pull_back(cotangents(recorded.logits)))
+    if not maps.isfinite().all():
+        raise ValueError(
+            f"the maps of {explainer} are not finite though the logits are: the network's gradient overflows, or has no"
+            " value, as that of a square root at 0"
+        )
     maps = answer(maps, asked[-1], relu)  # (B, C, T, h, w)
     if upsample:
         maps = resized(maps.flatten(1, 2), images.shape[-2:]).unflatten(1, maps.shape[1:3])
     maps = maps.transpose(0, 1)
     maps = maps if targets.ndim == 2 else maps.squeeze(2)
     return maps if listed else maps.squeeze(0)
+
+
+class _Answering(nn.Module):
+    """A network, and what makes logits of its answer."""
+
+    def __init__(self, network: nn.Module, output: Callable[[Any], Tensor]):
+        super().__init__()
+        self.network, self.output = network, output
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.output(self.network(images))
 
 
 class Asked(NamedTuple):

@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from cxlib import taps
-from cxlib.networks import Network
+from cxlib.networks import Network, nested
 
 # Elementwise and not homogeneous, so that they have an implicit bias.
 _ACTIVATIONS = (
@@ -96,10 +96,11 @@ def from_trace(trace: taps.Trace, cotangents: Tensor, zero: Tensor | float = 0.0
 
 def zero_image(network: nn.Module) -> Tensor | float:
     """The colour (3, 1, 1) that the network's first layer sees as zero; 0 for a network that we did not build."""
-    if not isinstance(network, Network):
-        return 0.0
-    # GoogLeNet and Inception undo ImageNet's normalisation inside and have their own, of mean 0.5.
-    return 0.5 if getattr(network.inner, "transform_input", False) else network.mean
+    for module in nested(network):
+        if isinstance(module, Network):
+            # GoogLeNet and Inception undo ImageNet's normalisation inside and have their own, of mean 0.5.
+            return 0.5 if getattr(module.inner, "transform_input", False) else module.mean
+    return 0.0
 
 
 def _own(layer: Any, _x: Tensor, _y: Tensor) -> _Bias:
@@ -136,7 +137,7 @@ def _map(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], ze
         if channels is None:
             channels = before if at_output.shape == shape else 1
         shape, before = at_output.shape, channels
-        term = _of_each_image(_sum_channels(bias, at_output, channels), len(trace.images))
+        term = _of_each_image(_sum_channels(bias.to(at_output), at_output, channels), len(trace.images))
         terms[term.shape[-2:]] = terms.get(term.shape[-2:], 0) + term
     return torch.stack([_spread(term, size) for term in terms.values()]).sum(0)
 

@@ -45,7 +45,12 @@ def weighing(logits: Tensor, targets: Tensor, rivals: int = RIVALS) -> Weighing:
         logits: (B, K), K >= 2.
         targets: (B, T) class indices in [0, K).
         rivals: how many; all other classes where there are fewer.
+
+    Raises:
+        ValueError: there is one logit, and no other class's map to weigh.
     """
+    if logits.shape[-1] < 2:
+        raise ValueError("the contrast 'normalised' weighs maps of two classes or more, a head of one logit has one")
     targets = targets.to(logits.device)
     n_classes = logits.shape[-1]
     without_t = without(logits[:, None].expand(*targets.shape, -1), targets)  # (B, T, K)

@@ -14,7 +14,7 @@ from torchvision.models import VisionTransformer
 
 from cxlib import taps
 from cxlib.explainers import cam
-from cxlib.networks import Network, explanation_layer
+from cxlib.networks import explanation_layer, nested
 
 #: From logits (B, K) to M cotangents an image (B, M, K).
 Cotangents = Callable[[Tensor], Tensor]
@@ -50,7 +50,8 @@ def transformer(network: nn.Module) -> nn.Module:
         grid = getattr(getattr(module, "patch_embed", None), "dynamic_feat_size", None)
         if isinstance(module, VisionTransformer) or (grid and hasattr(module, "num_prefix_tokens")):
             return module
-    kind = type(network.inner if isinstance(network, Network) else network).__name__
+    *_, inner = nested(network)
+    kind = type(inner).__name__
     raise ValueError(f"{kind} is no plain Vision Transformer (vit, deit): explain it with gradcam or gradient")
 
 
@@ -83,7 +84,7 @@ def token_layers(network: nn.Module) -> list[str]:
 def blocks(network: nn.Module) -> dict[str, nn.Module]:
     """The blocks by name, as `networks.explanation_layer` takes it."""
     inner = transformer(network)
-    whole = network.inner if isinstance(network, Network) else network
+    *_, whole = nested(network)
     prefix = next(name for name, module in whole.named_modules() if module is inner)
     container = "encoder.layers" if isinstance(inner, VisionTransformer) else "blocks"
     return {

@@ -13,7 +13,8 @@ from cxlib.networks.build import (
     transform,
 )
 from cxlib.networks.folding import fast, folded
-from cxlib.networks.layers import channels_last, explanation_layer
+from cxlib.networks.layers import channels_last, explanation_layer, nested
+from cxlib.networks.weights import published
 
 __all__ = [
     "HYBRIDS",
@@ -27,6 +28,8 @@ __all__ = [
     "folded",
     "freeze",
     "load",
+    "nested",
+    "published",
     "published_classes",
     "save",
     "transform",

@@ -34,10 +34,13 @@ class Network(nn.Module):
         options: builder options that its weights ask for.
         inner: the torchvision or timm network; its layer names are the ones `explanation_layer` takes.
         mean, std: (3, 1, 1), the normalisation. `mean` is the colour that the network sees as zero.
+        preparation: `image_size` and `crop` of the images that it was trained or tested with, as
+            `datasets.images.preprocessing` takes them; None where its weights' publisher says it (`transform`).
     """
 
     mean: Tensor
     std: Tensor
+    preparation: dict[str, Any] | None = None
 
     def __init__(self, name: str, inner: nn.Module, options: dict[str, Any], mean=IMAGENET_MEAN, std=IMAGENET_STD):
         super().__init__()
@@ -53,8 +56,11 @@ class Network(nn.Module):
         """
         try:
             return self.inner((images - self.mean) / self.std)
-        except AssertionError as error:
-            raise ValueError(f"{self.name} refuses images of shape {tuple(images.shape)}: {error}") from error
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{self.name} refuses images of shape {tuple(images.shape)}: {reason}") from error
 
 
 class NarrowVGG(nn.Module):
@@ -155,10 +161,10 @@ def save(network: Network, path: str | Path) -> None:
     state = network.inner.state_dict()
     for key, value in state.items():
         state[key] = value.cpu().contiguous()
-    content = {"name": network.name, "options": network.options, "state_dict": state}
+    content = {"name": network.name, "options": network.options, "preparation": network.preparation}
     # Through a buffer: torch.save would write the file's name into the archive.
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(content | {"state_dict": state}, buffer)
     with runtime.atomic(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
 
@@ -170,11 +176,14 @@ def load(path: str | Path) -> Network:
         ValueError: the file is no such network.
     """
     content = read(Path(path))
-    if set(content) != {"name", "options", "state_dict"}:
-        raise ValueError(f"{path} is not a network written by cxlib: pass state_dict files as weights of a name")
+    if set(content) != {"name", "options", "preparation", "state_dict"}:
+        raise ValueError(
+            f"{path} is not a network written by cxlib as it is today: train it again, or pass a state_dict as weights"
+        )
     with torch.device("meta"):
         head = last_layer(_skeleton(content["name"], 2, content["options"]).inner)
     network = _skeleton(content["name"], len(content["state_dict"][f"{head}.weight"]), content["options"])
+    network.preparation = content["preparation"]
     _load(network.inner, content["state_dict"], f"{path} does not fit {content['name']}")
     return freeze(network)
 

@@ -35,32 +35,41 @@ def find(name: str, weights: str, folder: str | Path | None = None) -> dict[str,
     return _as_named_today(_find(name, weights, folder))
 
 
+def published(name: str, weights: str, folder: str | Path | None = None) -> bool:
+    """Whether `find` takes what torchvision, timm or a package publish, and no file of one's own.
+
+    A file in the folder counts as published where torchvision's or the package's has its hash.
+
+    Raises:
+        ValueError: several files fit.
+    """
+    if weights.endswith((".pth", ".pt")):
+        return False
+    found = _in_folder(*_stem_and_hash(name, weights), folder)
+    if found is None:
+        return True
+    digits, packaged = found.stem[-8:], _in_package(name)
+    return _of_torchvision(name, digits=digits) is not None or bool(packaged and packaged.stem.endswith(f"-{digits}"))
+
+
 def _find(name: str, weights: str, folder: str | Path | None) -> dict[str, Tensor]:
     if weights.endswith((".pth", ".pt")):
         return read(Path(weights))
-    stem, given, digits = weights.rpartition("-")
-    hashed = bool(given) and re.fullmatch(r"[0-9a-f]{8}", digits) is not None
-    if not hashed:
-        stem, digits = name if weights == "DEFAULT" else weights, "?" * 8
-    found = sorted(Path(folder).glob(f"{glob.escape(stem)}-{digits}.pth")) if folder else []
-    found = [path for path in found if re.fullmatch(r"[0-9a-f]{8}", path.stem[-8:])]
-    if len(found) > 1:
-        raise ValueError(f"{folder} holds several weights for {stem}: {', '.join(path.name for path in found)}")
+    stem, digits = _stem_and_hash(name, weights)
+    found = _in_folder(stem, digits, folder)
     if found:
-        return read(found[0], expected=found[0].stem[-8:])
-    wanted = f"{stem}-{digits if hashed else '<hash8>'}.pth"
+        return read(found, expected=found.stem[-8:])
+    wanted = f"{stem}-{digits or '<hash8>'}.pth"
     packaged, nor, install = _in_package(name), "", ""
     if name in PACKAGES:
         nor = f", nor {'in the' if packaged else 'is there the'} package {PACKAGES[name]}"
         install = f", or install the package {PACKAGES[name]}"
-    if packaged and (packaged.stem.endswith(f"-{digits}") if hashed else weights == "DEFAULT"):
+    if packaged and (packaged.stem.endswith(f"-{digits}") if digits else weights == "DEFAULT"):
         return _in_order_of_timm(name, read(packaged, expected=packaged.stem[-8:]), packaged)
     try:
-        if name in torchvision.models.list_models(module=torchvision.models):
-            for member in torchvision.models.get_model_weights(name).__members__.items():
-                if weights == member[0] or (hashed and re.search(rf"-{digits}[0-9a-f]*\.pth$", member[1].url)):
-                    return member[1].get_state_dict(progress=True, check_hash=True)
-        elif weights == "DEFAULT":
+        if member := _of_torchvision(name, weights, digits):
+            return member.get_state_dict(progress=True, check_hash=True)
+        if weights == "DEFAULT":
             import timm
 
             if timm.is_model(name):
@@ -70,6 +79,37 @@ def _find(name: str, weights: str, folder: str | Path | None) -> dict[str, Tenso
             f"the weights of {name} cannot be downloaded ({error}): put {wanted} into {folder or 'a folder'}{install}"
         ) from error
     raise ValueError(f"no weights {weights!r} for {name}: there is no {wanted} in {folder or 'any folder'}{nor}")
+
+
+def _stem_and_hash(name: str, weights: str) -> tuple[str, str]:
+    """What weights are called, and the hash in their name, empty where they are named without."""
+    stem, given, digits = weights.rpartition("-")
+    if given and re.fullmatch(r"[0-9a-f]{8}", digits):
+        return stem, digits
+    return name if weights == "DEFAULT" else weights, ""
+
+
+def _in_folder(stem: str, digits: str, folder: str | Path | None) -> Path | None:
+    """The file ``<stem>-<hash8>.pth`` of a folder, with this hash or any.
+
+    Raises:
+        ValueError: there are several.
+    """
+    found = sorted(Path(folder).glob(f"{glob.escape(stem)}-{digits or '?' * 8}.pth")) if folder else []
+    found = [path for path in found if re.fullmatch(r"[0-9a-f]{8}", path.stem[-8:])]
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds several weights for {stem}: {', '.join(path.name for path in found)}")
+    return found[0] if found else None
+
+
+def _of_torchvision(name: str, weights: str = "", digits: str = "") -> torchvision.models.WeightsEnum | None:
+    """Torchvision's weights of an architecture, by their name or the hash in their file's; None where it has none."""
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        return None
+    for known, member in torchvision.models.get_model_weights(name).__members__.items():
+        if weights == known or (digits and re.search(rf"-{digits}[0-9a-f]*\.pth$", member.url)):
+            return member
+    return None
 
 
 def _in_package(name: str) -> Path | None:

@@ -1,14 +1,14 @@
 """Figure 6: does a class with a larger logit have a larger input gradient?"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cxlib import taps
 from cxlib.contrasts import cotangent
-from cxlib.networks import fast
+from cxlib.networks import fast, nested
 
 
 def ranks_to_explain(n_classes: int) -> list[int]:
@@ -48,7 +48,8 @@ def gradient_norms(network: nn.Module, images: Tensor, ranks: Sequence[int]) -> 
     Returns:
         (B, R) each.
     """
-    std = getattr(network, "std", torch.ones(3, 1, 1)).to(images.device)
+    known: list[Any] = [module for module in nested(network) if hasattr(module, "std")]
+    std = (known[0].std if known else torch.ones(3, 1, 1)).to(images.device)
     recorded = taps.record(fast(network), images.contiguous(memory_format=torch.channels_last))
     order = recorded.logits.argsort(dim=-1, descending=True, stable=True)
     classes = order[:, list(ranks)]  # (B, R)

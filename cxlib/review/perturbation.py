@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import product
 from numbers import Integral
 from typing import NamedTuple
@@ -129,7 +128,7 @@ def perturbation_grid(
     targets = targets.to(images.device, torch.long)
     before = measure(start.logits, targets)
     if precision != torch.float32:
-        start = _record(network, images, precision)
+        start = taps.record(network, images, precision=precision)
     first = {name: start.pull_back(cotangent(name, start.logits, targets)) for name in contrasts}
     within = {epsilon: bounds(images, epsilon) for epsilon in epsilons}
 
@@ -141,7 +140,7 @@ def perturbation_grid(
             iterates = [images] * len(stacked)
             for iteration in range(n):
                 if iteration:
-                    recorded = _record(network, _stack(iterates), precision)
+                    recorded = taps.record(network, _stack(iterates), precision=precision)
                     parts = recorded.logits.chunk(len(stacked))
                     cotangents = [cotangent(contrast, part, targets) for (contrast, _), part in zip(stacked, parts)]
                     gradients = recorded.pull_back(_stack(cotangents)).chunk(len(stacked))
@@ -187,7 +186,7 @@ def sign_agreement(
     if precision == torch.float32:
         return torch.ones(len(contrasts), len(images), dtype=torch.float64)
     network, images = fast(network), images.contiguous(memory_format=torch.channels_last)
-    exact, coarse = taps.record(network, images), _record(network, images, precision)
+    exact, coarse = taps.record(network, images), taps.record(network, images, precision=precision)
     shares = []
     for name in contrasts:
         signs = [r.pull_back(cotangent(name, r.logits, targets)).sign() for r in (exact, coarse)]
@@ -210,13 +209,6 @@ def measure(logits: Tensor, targets: Tensor) -> Changes:
         logits.softmax(-1).gather(-1, chosen).squeeze(-1),
         logits.gather(-1, chosen).squeeze(-1),
     )
-
-
-def _record(network: nn.Module, images: Tensor, precision: torch.dtype) -> taps.Record:
-    """The images' record, its passes in another precision where one is asked for."""
-    with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-        recorded = taps.record(network, images)
-    return replace(recorded, logits=recorded.logits.to(images.dtype))
 
 
 def _stack(images: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,9 @@ from cxlib.datasets.samples import Samples
 from cxlib.runs import Part, Ranks, map_batches, prefetched
 from cxlib.training.whole_batch import WholeBatch
 
+# What is drawn, each from streams of its own.
+AUGMENTATION, DROPOUT = range(2)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -208,7 +211,7 @@ def fine_tune(
             n_images = len(order[step])
             images = images.to(device, memory_format=torch.channels_last)
             # Dropout draws from torch's random state.
-            with runtime.seeded(seed, epoch, step, device=device), reduced, WholeBatch(n_images, ranks):
+            with runtime.seeded(seed, DROPOUT, epoch, step, device=device), reduced, WholeBatch(n_images, ranks):
                 loss = F.cross_entropy(network(images), labels.to(device), reduction="sum") / n_images
             optimiser.zero_grad()
             loss.backward()
@@ -391,7 +394,7 @@ class Augmented:
         images = [torch.empty(0, 3, self.image_size, self.image_size)]
         for epoch, index in items:
             image = decode(self.samples.paths[index])
-            with runtime.seeded(self.seed, epoch, index):
+            with runtime.seeded(self.seed, AUGMENTATION, epoch, index):
                 images.append(self.transform(image)[None])
         return torch.cat(images), torch.tensor([self.samples.labels[index] for _, index in items], dtype=torch.int64)
 
