@@ -83,7 +83,7 @@ def tune(seed, **options):
     train = read(options["data"], "train")
     with working(options | {"seed": seed}, "train", "test", new_head=True) as work:
         run, measure = work.run, lambda n_epochs: work.accuracy(work.probabilities(n_epochs))
-        with frozen.behind(work.model, options.pop("frozen")) as (forward, rest):
+        with frozen.behind(work.model, options.pop("frozen"), options["image_size"]) as (forward, rest):
             source = fine_tune.Augmented(train, recipe.augmentation, options["image_size"], seed)
             if forward and recipe.augmentation != "none":
                 raise ValueError("what a frozen part makes of an image is computed once: --augmentation none")

@@ -1289,6 +1289,10 @@ BAD = {
         ({"learning_rate": 1e20}, ["lower the learning rate"]),
         ({"frozen": "nowhere"}, ["vgg16_bn_narrow has no part 'nowhere'", "cxlib list layers"]),
         ({"frozen": "features"}, ["--augmentation none"]),
+        (
+            {"frozen": "classifier", "augmentation": "none"},
+            ["classifier", "is not the part that sees the images first"],
+        ),
     ],
     "train@probed": [
         ({"penalty": 0}, ["penalty", "above 0"]),
