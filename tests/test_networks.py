@@ -500,15 +500,26 @@ def test_file_that_holds_no_state_dict_is_refused(tmp_path, content):
         build("vgg16_bn_narrow", str(tmp_path / "mine.pth"))
 
 
-def test_pickled_code_is_never_run(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (tmp_path.joinpath("ran").touch, ())
-
-    torch.save({"features.0.weight": Trap()}, tmp_path / "mine.pth")
-    with pytest.raises(ValueError, match=r"mine\.pth is not a file of weights"):
-        build("vgg16_bn_narrow", str(tmp_path / "mine.pth"))
-    assert not (tmp_path / "ran").exists()
+@pytest.mark.parametrize("of", ["weights", "a network", "torchvision's cache"])
+def test_pickled_code_is_never_run(torch_home, tmp_path, trap, of):
+    path, content = tmp_path / "mine.pth", {"features.0.weight": trap}
+    load = {
+        "weights": lambda: build("vgg16_bn_narrow", str(path)),
+        "a network": lambda: networks.load(path),
+        "torchvision's cache": lambda: build("squeezenet1_1", "DEFAULT"),
+    }[of]
+    if of == "a network":
+        content = {"name": "vgg16_bn_narrow", "options": {}, "preparation": None, "state_dict": content}
+    if of == "torchvision's cache":
+        path = tmp_path / "torch_home" / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+        path.parent.mkdir(parents=True)
+    torch.save(content, path)
+    with pytest.raises(ValueError) as caught:
+        load()
+    assert "\n" not in str(caught.value)
+    assert not trap.has_sprung()
+    torch.load(path, weights_only=False)
+    assert trap.has_sprung(), "what never springs would prove nothing"
 
 
 # The quirks of torchvision's published files: GoogLeNet's holds the auxiliary heads; those of ResNet and DenseNet are

@@ -1428,6 +1428,7 @@ def test_a_machine_that_there_is_not_is_one_line_and_leaves_no_file(here, name, 
     [
         ("batchsize: 3\n", ["machine.yaml", "'batchsize'", "batch_size"]),
         ("device: [\n", ["machine.yaml", "no YAML"]),
+        ("device: !!python/object/apply:os.mkdir [sprung]\n", ["machine.yaml", "no YAML"]),  # nor is it run
         ("- device: cpu\n", ["machine.yaml", "NAME: VALUE"]),
         ("cpu\n", ["machine.yaml", "NAME: VALUE"]),
         ("batch_size: x\n", ["CXLIB_BATCH_SIZE", "'x'"]),
