@@ -80,7 +80,6 @@ def _unpacked(
             raise ValueError(f"{error}; or remove {folder} and fetch it anew") from error
     download(url, archive, md5)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    runtime.remove_leftovers(folder)
     with runtime.atomic(folder) as temporary, _opened(archive) as tar:
         for member in runtime.progress(_files(tar, folder.parent), f"unpack {archive.name}", "file"):
             path = PurePosixPath(member.name)
@@ -123,7 +122,6 @@ def ilsvrc2012_validation(
                     f"{archives / name} is damaged or another file (md5 {found} in place of {md5}):"
                     f" get it again from {imagenet.SOURCE}"
                 )
-        runtime.remove_leftovers(sorted_images)
         with runtime.atomic(sorted_images) as temporary:
             _sort(archives / imagenet.VALIDATION, _wnids(archives / imagenet.DEVKIT), temporary)
             imagenet.read(temporary)

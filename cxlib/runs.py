@@ -14,10 +14,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cxlib import runtime
 
@@ -106,25 +108,30 @@ def joined() -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def fingerprint(options: Mapping[str, Any], inputs: Iterable[str | Path], script: str | Path = os.devnull) -> str:
-    """What a run's results depend on, as 16 hex digits: options, input files, the code, torch.
+def fingerprint(options: Mapping[str, Any], files: Iterable[str | Path], values: Iterable[ArrayLike] = ()) -> str:
+    """What a run's results depend on, as 16 hex digits: options, files, values, this package's code, and versions.
+
+    Everything by content, whatever its time stamp says: 6 GB of photographs take seconds, or as long as the disk needs
+    to give them, where the run that goes on takes hours.
 
     Args:
         options: of the run, JSON's types only.
-        inputs: files, identified by path, size and time of change.
-        script: the file that runs, by its content, as all modules of this package that it has loaded.
+        files: that it reads, and scripts that run it; of this package all modules that are loaded count.
+        values: that it found out beforehand, such as labels.
 
     Raises:
-        OSError: an input does not exist.
+        OSError: a file does not exist.
     """
-    import torch
-
-    states = [(str(path), Path(path).stat()) for path in inputs]
-    listing = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
     loaded = sorted(name for name in sys.modules if name.split(".")[0] == __package__)
-    code = [Path(file).read_bytes() for name in loaded if (file := getattr(sys.modules[name], "__file__", None))]
-    stated = json.dumps([options, listing, torch.__version__], sort_keys=True).encode()
-    return hashlib.sha256(b"\0".join([stated, Path(script).read_bytes(), *code])).hexdigest()[:16]
+    code = [file for name in loaded if (file := getattr(sys.modules[name], "__file__", None))]
+    versions = {name: metadata.version(name) for name in ("numpy", "pillow", "timm", "torch", "torchvision")}
+    digest = hashlib.sha256(json.dumps([options, versions], sort_keys=True).encode())
+    for path in map(Path, (*code, *files)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for array in map(np.asarray, values):
+        digest.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -223,7 +230,7 @@ def map_batches(
         indices: of the samples.
         batch_size: indices in a batch; the last may have fewer.
         ranks: the processes that share the batches.
-        folder: the run's `workplace`, where each finished batch is kept.
+        folder: the run's `workplace`, where each finished batch is kept; one that is damaged is computed anew.
         what: name of the progress bar, which rank 0 shows.
         workers: processes that load ahead; neither results nor their order depend on them.
 
@@ -233,17 +240,25 @@ def map_batches(
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     mine = range(ranks.rank, len(batches), ranks.size)
     paths = {number: folder / f"{number:06}.npz" for number in mine}
-    todo = [number for number, path in paths.items() if not path.exists()]
+    parts = {number: part for number, path in paths.items() if (part := _kept(path))}
+    todo = [number for number in mine if number not in parts]
     loaded = prefetched(load, [batches[number] for number in todo], workers)
-    parts = {}
     with runtime.progress((), what, "image", sum(len(batches[number]) for number in mine), ranks.rank == 0) as bar:
-        for number, path in paths.items():
-            if number in todo:
-                runtime.write_arrays(path, **compute(batches[number], next(loaded)))
-            parts[number] = dict(runtime.read_arrays(path))
+        bar.update(sum(len(batches[number]) for number in parts))
+        for number in todo:
+            runtime.write_arrays(paths[number], **compute(batches[number], next(loaded)))
+            parts[number] = dict(runtime.read_arrays(paths[number]))
             bar.update(len(batches[number]))
     gathered = ranks.gather(parts)
     if gathered is None:
         return None
     together = {number: part for parts in gathered for number, part in parts.items()}
     return [together[number] for number in range(len(batches))]
+
+
+def _kept(path: Path) -> Part | None:
+    """A batch that was finished earlier; None where there is none, or a damaged one."""
+    try:
+        return dict(runtime.read_arrays(path))
+    except (ValueError, OSError):
+        return None

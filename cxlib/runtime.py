@@ -200,9 +200,13 @@ def byte_progress(what: str, total: int | None, done: int = 0) -> Any:
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it on success and removed on failure: a file or a folder."""
+    """A temporary name beside `path`, renamed to it on success and removed on failure: a file or a folder.
+
+    What killed processes left there is removed first.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary
@@ -210,19 +214,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path)
         temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
-def remove_leftovers(path: str | Path) -> None:
-    """Remove the temporary folders that killed processes left beside `path` while they were in `atomic`."""
-    path = Path(path)
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files and folders that processes left beside `path` when they were killed in `atomic`."""
     for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
         pid = leftover.name.removeprefix(f".{path.stem}.").partition(".")[0]
         if pid.isdecimal() and not (int(pid) != os.getpid() and _is_running(int(pid))):
-            shutil.rmtree(leftover)
+            _remove(leftover)
 
 
 def _is_running(pid: int) -> bool:
@@ -279,7 +287,7 @@ def read_arrays(path: str | Path) -> Mapping[str, np.ndarray]:
     try:
         with np.load(path) as file:
             return _Arrays(path, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is not an NPZ file, or is damaged: run the stage that writes it again") from error
 
 
@@ -287,9 +295,11 @@ def read_cells(folder: str | Path, names: Iterable[str]) -> dict[str, Mapping[st
     """The arrays ``<name>.npz`` of every cell of a grid; those of cells that are no longer asked for are removed.
 
     Raises:
-        ValueError: a cell that is asked for is missing or damaged; nothing is removed then.
+        ValueError: none is asked for, or one that is missing or damaged; nothing is removed then.
     """
     names = list(names)
+    if not names:
+        raise ValueError(f"nothing is asked of {folder}: name at least one network")
     for name in names:
         if not Path(folder, f"{name}.npz").is_file():
             raise ValueError(f"{folder} lacks {name}.npz: run the stage that writes it")

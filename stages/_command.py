@@ -1,12 +1,14 @@
 """What all stage scripts share: options, one line for bad input, the machine, and several processes for one command."""
 
 import logging
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -23,8 +25,22 @@ MACHINE = Path("machine.yaml")
 RESTARTS = 3
 #: Names the file in which a process leaves the one line that says why no further try will do.
 REASON = "CXLIB_REASON"
-#: Kinds of whole numbers: at least one, and at least none.
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; click's own lets NaN through, which compares with nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read one number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+#: Kinds of whole numbers: at least one, and at least none; and of others: above zero, at least zero, and a share.
 POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
+SIZE, AMOUNT, SHARE = Number(min=0, min_open=True), Number(min=0), Number(min=0, max=1)
 
 
 class Stage(click.Command):
@@ -129,5 +145,12 @@ def option(name: str, kind: Any = str, **more: Any) -> Any:
     return click.option(name, type=kind, required=True, **more)
 
 
+def _distinct(_context: click.Context, _option: click.Parameter, values: Sequence[Any]) -> Sequence[Any]:
+    """The members of a list, none of which is given twice."""
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise click.BadParameter(f"{twice[0]} is given twice.")
+    return values
+
+
 #: A required option that is given once for each member of a list; and one that is on or `--no-…`.
-several, flag = partial(option, multiple=True), partial(option, kind=None)
+several, flag = partial(option, multiple=True, callback=_distinct), partial(option, kind=None)

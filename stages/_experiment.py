@@ -1,6 +1,6 @@
 """What the experiments share: the images a network sees, how they are chosen, and processes that share the batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,8 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, flag, option, settings
+from _command import COUNT, POSITIVE, SHARE, flag, option, settings
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cxlib import runs, runtime
@@ -33,7 +34,7 @@ def network_options(command: Any) -> Any:
 def selection_options(command: Any) -> Any:
     """The options that choose images on both sides of the threshold of p_2, which the network's --report knows."""
     limits = (option("--max-images-below", COUNT), option("--max-images", COUNT))
-    for add in (option("--seed", COUNT), *limits, option("--threshold", float), option("--report")):
+    for add in (option("--seed", COUNT), *limits, option("--threshold", SHARE), option("--report")):
         command = add(command)
     return command
 
@@ -97,18 +98,25 @@ class Run:
 
 
 @contextmanager
-def running(inputs: Iterable[str | Path]) -> Iterator[Run]:
+def running(files: Sequence[str | Path], *seen: Samples | ArrayLike) -> Iterator[Run]:
     """The current command at work, its unfinished work in `.resume/<stage>/<fingerprint>`.
 
     Args:
-        inputs: the files that its results depend on, beside its options, the code and the device.
+        files: that its results depend on, beside its options, the code and the device.
+        seen: likewise the samples, with their labels, and values that were found out beforehand.
     """
     machine, script = settings(), _script()
     device = runtime.device(machine.device, machine.threads)
-    options = click.get_current_context().params | {"device": device.type, "batch": machine.batch_size}
+    options = click.get_current_context().params
+    options = options | {"computed_by": runtime.computed_by(device), "batch": machine.batch_size}
+    files = [script, *sorted(script.parent.glob("_*.py")), *files]
+    values: list[ArrayLike] = []
+    for one in seen:
+        files += one.paths if isinstance(one, Samples) else []
+        values += [one.labels, one.classes] if isinstance(one, Samples) else [one]
     with runs.joined() as ranks:
-        folder = Path(".resume", script.stem, runs.fingerprint(options, inputs, script))
-        with runs.workplace(folder, ranks) as place:
+        name = ranks.broadcast(None if ranks.rank else runs.fingerprint(options, files, values))
+        with runs.workplace(Path(".resume", script.stem, name), ranks) as place:
             yield Run(ranks, place, machine, device)
 
 

@@ -27,7 +27,7 @@ class Work:
 
     def __init__(self, run, options, new_head=False):
         weights, folder = options["weights"], options["weights_path"]
-        if weights != "random" and not re.fullmatch(r".+-[0-9a-f]{8}", weights):
+        if weights != "random" and not re.fullmatch(r"[^/]+-[0-9a-f]{8}", weights):
             raise ValueError(
                 f"--weights {weights}: name weights by what is in them, NAME-<first 8 hex digits of the file's SHA-256>"
                 f", and put a file of your own into {folder} under that name with .pth behind it"
@@ -82,8 +82,10 @@ class Work:
 @contextmanager
 def working(options, *sides, new_head=False):
     """A `Work` on the sides `train` and `test` of its data."""
-    sides = [read(options["data"], side) for side in sides]
-    with running([*Path(options["data"]).glob("*.txt"), *(path for side in sides for path in side.paths)]) as run:
+    samples = [read(options["data"], side) for side in sides]
+    if (new_head or "train" in sides) and len(samples[0].classes) < 2:
+        raise ValueError(f"{options['data']} has one class: a network needs two or more to tell apart")
+    with running([], *samples) as run:
         yield Work(run, options, new_head)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import click
-from _command import COUNT, POSITIVE, Stage, option
+from _command import COUNT, POSITIVE, SHARE, Stage, option
 
 from cxlib import fetch, runtime
 from cxlib.datasets import imagenet as ilsvrc2012
@@ -38,7 +38,7 @@ def place(function):
 @option("--train-per-species", POSITIVE)
 @option("--test-per-species", POSITIVE)
 @option("--image-size", POSITIVE)
-@option("--ambiguity", float)
+@option("--ambiguity", SHARE)
 @option("--seed", COUNT)
 def synthbirds(path, out, **settings):
     """Paint SynthBirds, a bird data set in CUB-200-2011's layout."""

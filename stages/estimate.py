@@ -55,8 +55,10 @@ def module(path):
 def counts(name, entry):
     """How many images a data set has to train on and to test on, and its bytes."""
     with contextlib.suppress(ValueError, OSError):
-        sizes = [len(read(entry["path"], split)) for split in ("train", "test")]
-        return *sizes, sum(file.stat().st_size for file in Path(entry["path"]).rglob("*") if file.is_file())
+        n_train, n_test = 0, len(read(entry["path"], "test"))
+        with contextlib.suppress(ValueError):  # a folder to test on only
+            n_train = len(read(entry["path"], "train"))
+        return n_train, n_test, sum(file.stat().st_size for file in Path(entry["path"]).rglob("*") if file.is_file())
     if name in PUBLISHED:
         return PUBLISHED[name]
     n_species = 4 * entry["species_per_family"]

@@ -26,12 +26,12 @@ def main(network, data, image_size, crop, max_images, seed, points, table, metri
     samples = read(data, "test")
     ranks_of_classes = gradient_norms.ranks_to_explain(len(samples.classes))
     chosen = choose(range(len(samples)), max_images, seed)
-    with running([network, *samples.paths]) as run:
+    with running([network], samples.take(chosen)) as run:
         model = networks.fast(networks.load(network).to(run.device))
 
         def compute(_batch, x, _labels):
-            y, norm = gradient_norms.gradient_norms(model, x, ranks_of_classes)
-            return {"logits": y.double(), "norms": norm.double()}
+            measured = gradient_norms.gradient_norms(model, x, ranks_of_classes)
+            return {name: values.double() for name, values in measured._asdict().items()}
 
         results = run.map(samples, compute, chosen)
         if results is None:
@@ -41,16 +41,19 @@ def main(network, data, image_size, crop, max_images, seed, points, table, metri
             "image": np.repeat(chosen, len(ranks_of_classes)),
             "rank": np.tile(ranks_of_classes, len(chosen)),
             "logit": y.ravel(),
+            "probability": results["probabilities"].ravel(),
             "norm": norm.ravel(),
+            "centred_norm": results["centred_norms"].ravel(),
         }
         fit, r2 = statistics.second_degree_fit(y, norm)
         correlations = statistics.rank_correlation(y, norm)
-        runtime.write_csv(points, pd.DataFrame(rows))
         fitted = {"network": Path(network).stem, "r2": r2} | dict(zip(("quadratic", "linear", "constant"), fit))
         fitted |= {"rank_correlation_mean": correlations.mean(), "rank_correlation_lowest": correlations.min()}
         about = {"n_images": len(chosen), "computed_by": runtime.computed_by(run.device)}
-        runtime.write_csv(table, pd.DataFrame([fitted | about]))
+        # First the headlines, whose NaN is an error: nothing is left half written.
         runtime.write_metrics(metrics, {"r2": r2, "rank_correlation": correlations.mean()})
+        runtime.write_csv(points, pd.DataFrame(rows))
+        runtime.write_csv(table, pd.DataFrame([fitted | about]))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import SharedStage, option, several
+from _command import SIZE, SharedStage, option, several
 from _experiment import chosen_layer, network_options, running, selection_options
 
 from cxlib import networks, runtime
@@ -18,8 +18,8 @@ from cxlib.review import selection
 @selection_options
 @several("--explainers")
 @several("--contrasts")
-@option("--disc-radius", float)
-@option("--gaussian-sigma", float)
+@option("--disc-radius", SIZE)
+@option("--gaussian-sigma", SIZE)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, contrasts, out, **options):
     """Write the shares and hits of some images on each side of the threshold of p_2 (0: all) to --out.
@@ -38,7 +38,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     if not chosen:
         raise ValueError(f"no test image of {data} shows a part in which its two most probable classes differ")
 
-    with running([network, report, *samples.paths]) as run:
+    with running([network, report], samples.take(chosen), regions[chosen]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
         tapped = networks.explanation_layer(model, chosen_layer(layer))
 
@@ -61,6 +61,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
             gaussian_hit=centred.hit[:, 0].numpy(),
             area=area[chosen],
             p_2=p_2[chosen],
+            threshold=options["threshold"],
             above=p_2[chosen] > options["threshold"],
             evidence_signs=signs.numpy(),
             leading=leading[chosen],

@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, Stage, option, settings, several
+from _command import COUNT, POSITIVE, SHARE, Stage, option, settings, several
 from _experiment import chosen_layer, network_options, write_maps
 
 from cxlib import networks, runtime
@@ -19,7 +19,7 @@ from cxlib.review import selection
 @several("--explainers")
 @several("--contrasts")
 @option("--n-classes", POSITIVE)
-@option("--threshold", float)
+@option("--threshold", SHARE)
 @option("--max-images", COUNT)
 @option("--seed", COUNT)
 @option("--out")

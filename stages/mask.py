@@ -2,7 +2,7 @@
 
 import click
 import torch
-from _command import POSITIVE, SharedStage, option, several
+from _command import POSITIVE, SIZE, SharedStage, option, several
 from _experiment import chosen_layer, network_options, running, selection_options
 
 from cxlib import networks, runtime
@@ -21,7 +21,7 @@ from cxlib.review import selection
 @several("--baselines")
 @several("--rules")
 @option("--blur-kernel", POSITIVE)
-@option("--blur-sigma", float)
+@option("--blur-sigma", SIZE)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, contrasts, baselines, rules, out, **options):
     """Write the relative probabilities of some images on each side of the threshold (0: all) to --out."""
@@ -30,7 +30,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     chosen = selection.both_sides(p_2, options["threshold"], limits, options["seed"])
     samples = read(data, "test")
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"]).at(image_size)
-    with running([network, report, *samples.paths]) as run:
+    with running([network, report], samples.take(chosen)) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
         tapped = networks.explanation_layer(model, chosen_layer(layer))
 
@@ -58,6 +58,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
             constant_gradient=results["constant"].all(),
             above=p_2[chosen] > options["threshold"],
             p_2=p_2[chosen],
+            threshold=options["threshold"],
             explainers=explainers,
             targets=masking.TARGETS,
             baselines=baselines,

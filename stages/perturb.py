@@ -5,7 +5,7 @@ from collections import Counter
 import click
 import numpy as np
 import torch
-from _command import COUNT, POSITIVE, SharedStage, option, several
+from _command import COUNT, POSITIVE, SIZE, SharedStage, option, several
 from _experiment import network_options, running
 
 from cxlib import networks, runtime, taps
@@ -16,7 +16,7 @@ from cxlib.review import perturbation
 @click.command(cls=SharedStage)
 @network_options
 @several("--contrasts")
-@several("--epsilons", float)
+@several("--epsilons", SIZE)
 @several("--n-iterations", POSITIVE)
 @option("--precision", click.Choice(runtime.PRECISIONS))
 @option("--dose-images", COUNT)
@@ -33,7 +33,7 @@ def main(
     precision = getattr(torch, precision)
     samples = read(data, "test")
     chosen = choose(range(len(samples)), max_images, seed)
-    with running([network, *samples.paths]) as run:
+    with running([network], samples.take(chosen)) as run:
         model = networks.fast(networks.load(network).to(run.device))
         settings = contrasts, epsilons, n_iterations
 

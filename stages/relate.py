@@ -21,7 +21,7 @@ def main(network, data, image_size, crop, layer, explainers, max_images, seed, o
     """Write correlations of the maps of test images, whatever their p_2, to --out."""
     samples = read(data, "test")
     chosen = choose(range(len(samples)), max_images, seed)
-    with running([network, *samples.paths]) as run:
+    with running([network], samples.take(chosen), chosen) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
         tapped = networks.explanation_layer(model, chosen_layer(layer))
 

@@ -2,7 +2,7 @@
 
 import click
 import torch
-from _command import COUNT, POSITIVE, SharedStage, option
+from _command import COUNT, POSITIVE, SIZE, SharedStage, option
 from _experiment import network_options, running
 
 from cxlib import networks
@@ -12,7 +12,7 @@ from cxlib.review import saturation
 
 @click.command(cls=SharedStage)
 @network_options
-@option("--epsilon", float)
+@option("--epsilon", SIZE)
 @option("--n-iterations", POSITIVE)
 @option("--max-images", COUNT)
 @option("--seed", COUNT)
@@ -21,7 +21,7 @@ def main(network, data, image_size, crop, epsilon, n_iterations, max_images, see
     """Write each image's values at every step of both paths, target = label, to --out."""
     samples = read(data, "test")
     chosen = choose(range(len(samples)), max_images, seed)
-    with running([network, *samples.paths]) as run:
+    with running([network], samples.take(chosen)) as run:
         model = networks.fast(networks.load(network).to(run.device))
 
         def compute(_batch, x, labels):

@@ -6,14 +6,14 @@ Each reads FOLDER/NETWORK.npz of every network asked for; a missing one is an er
 import click
 import numpy as np
 import pandas as pd
-from _command import COUNT, Stage, option, several
+from _command import COUNT, SHARE, Stage, option, several
 
 from cxlib import runtime
 from cxlib.review.report import claims as judged
-from cxlib.review.report import tables
+from cxlib.review.report import statements, tables
 
 #: What the ledger is made of, by the kind of network that it is of; saturation is of the perturbed ones.
-FOLDERS = ("perturbed", "saturated", "masked", "localised", "related", "transformers")
+FOLDERS = ("perturbed", "saturated", "masked", "controlled", "localised", "related", "transformers")
 KIND_OF = {"saturated": "perturbed"}
 
 
@@ -33,18 +33,24 @@ def command(*options):
     return decorated
 
 
+def write(made, metrics, headlines):
+    """Write tables by path, after the headlines, whose NaN is an error: all that is made is written, or nothing."""
+    runtime.write_metrics(metrics, headlines)
+    for path, content in made.items():
+        runtime.write_csv(path, content)
+
+
 networks_, folder_, seed_ = several("--networks"), option("--folder"), option("--seed", COUNT)
 
 
-@command(networks_, folder_, option("--threshold", float), option("--curves"))
+@command(networks_, folder_, option("--threshold", SHARE), option("--curves"))
 def networks(networks, folder, threshold, curves, table, metrics):
     """What training reached, and how many test images are ambiguous enough to explain."""
     reports = runtime.read_cells(folder, networks)
     tested = tables.tested(reports, threshold)
-    runtime.write_csv(table, tested)
-    runtime.write_csv(curves, tables.training(reports))
     known = tested.dropna(subset="test_accuracy")
-    runtime.write_metrics(metrics, {"accuracy": dict(zip(known["network"], known["test_accuracy"]))})
+    headlines = {"accuracy": dict(zip(known["network"], known["test_accuracy"]))}
+    write({table: tested, curves: tables.training(reports)}, metrics, headlines)
 
 
 @command(networks_, folder_, seed_, option("--published"), option("--zeros"), option("--doses"), option("--beside"))
@@ -53,14 +59,12 @@ def perturbation(networks, folder, seed, published, zeros, doses, beside, table,
     cells = runtime.read_cells(folder, networks)
     changes = tables.perturbation(cells)
     with_published = tables.perturbation_vs_published(changes, pd.read_csv(published))
-    runtime.write_csv(table, changes)
-    runtime.write_csv(zeros, tables.zero_gradients(cells))
-    runtime.write_csv(doses, tables.doses(cells, np.random.default_rng(seed)))
-    runtime.write_csv(beside, with_published)
-    shown = changes[changes["contrast"].isin(["original", "weighted", "probability"])]
+    made = {table: changes, zeros: tables.zero_gradients(cells), beside: with_published}
+    made |= {doses: tables.doses(cells, np.random.default_rng(seed))}
+    shown = changes[changes["contrast"].isin(["original", "weighted"])]
     close = {quantity: numbers["correlation"] for quantity, numbers in tables.closeness(with_published).items()}
     headlines = tables.nested(shown.groupby(["quantity", "contrast"])["change"].mean())
-    runtime.write_metrics(metrics, headlines | ({"correlation_with_published": close} if close else {}))
+    write(made, metrics, headlines | ({"correlation_with_published": close} if close else {}))
 
 
 @command(networks_, folder_, option("--steps"))
@@ -68,10 +72,9 @@ def saturation(networks, folder, steps, table, metrics):
     """Section 4.3: every image at every step, and by sureness; headlines are of the surest images."""
     followed = tables.saturation(runtime.read_cells(folder, networks))
     by_sureness = tables.dominance(followed)
-    runtime.write_csv(steps, followed)
-    runtime.write_csv(table, by_sureness)
     surest = by_sureness.iloc[-1]
-    runtime.write_metrics(metrics, {name: surest[name] for name in ("y_t_gain_probability", "y_t_gain_weighted")})
+    headlines = {name: surest[name] for name in ("y_t_gain_probability", "y_t_gain_weighted")}
+    write({steps: followed, table: by_sureness}, metrics, headlines)
 
 
 @command(
@@ -79,32 +82,31 @@ def saturation(networks, folder, steps, table, metrics):
     option("--by-ambiguity"),
 )  # fmt: skip
 def masking(networks, folder, seed, published, under_published, under_table, by_ambiguity, table, metrics):
-    """Table 1, the one below its threshold, and by p_2; headlines are means over explainers and baselines."""
+    """Table 1, the one below its threshold, and by p_2; headlines are means over explainers and baselines.
+
+    They are what weighted gains over original, in relative probability.
+    """
     cells = runtime.read_cells(folder, networks)
     above, below = (tables.masking(cells, side, np.random.default_rng(seed)) for side in (True, False))
-    runtime.write_csv(table, tables.with_published(above, pd.read_csv(published)))
-    runtime.write_csv(under_table, tables.with_published(below, pd.read_csv(under_published)))
-    runtime.write_csv(by_ambiguity, tables.by_ambiguity(cells, np.random.default_rng(seed)))
-    kept = above[(above["rule"] == "equal_kept") & above["contrast"].isin(["original", "weighted"])]
-    kept = kept.assign(kept=kept["target"] + "_" + kept["kept_features"] + "_kept")
-    headlines = tables.nested(kept.groupby(["kept", "contrast"])["relative_probability"].mean())
-    runtime.write_metrics(metrics, headlines | {"n_images": max(above["n_images"], default=0)})
+    made = {
+        table: tables.with_published(above, pd.read_csv(published)),
+        under_table: tables.with_published(below, pd.read_csv(under_published)),
+        by_ambiguity: tables.by_ambiguity(cells, np.random.default_rng(seed)),
+    }
+    kept = above[(above["rule"] == "equal_kept") & (above["contrast"] == "weighted")]
+    groups = kept["target"] + "_" + kept["kept_features"] + "_kept"
+    write(made, metrics, kept["margin"].groupby(groups).mean().to_dict())
 
 
-@command(networks_, folder_, seed_, several("--p-2-edges", float), option("--p-2-table"))
-def localisation(networks, folder, seed, p_2_edges, p_2_table, table, metrics):
+@command(networks_, folder_, seed_, option("--p-2-table"))
+def localisation(networks, folder, seed, p_2_table, table, metrics):
     """Mass in the telling parts, and by p_2; headlines are shares above the area's, means over all but contrasts."""
     cells = runtime.read_cells(folder, networks)
     localised = tables.localisation(cells, np.random.default_rng(seed))
-    by_p_2 = tables.localisation_by_p_2(cells, p_2_edges, np.random.default_rng(seed))
-    runtime.write_csv(table, localised)
-    runtime.write_csv(p_2_table, by_p_2)
+    by_p_2 = tables.localisation_by_p_2(cells, np.random.default_rng(seed))
     gains = localised[localised["quantity"] == "gain"]
     means = gains[(gains["target"] == "mean") & (gains["explainer"] == "mean") & (gains["mass"] == "evidence")]
-    headlines = means.groupby("contrast")["value"].mean().to_dict()
-    control = gains[gains["explainer"] == "gaussian"]["value"]
-    headlines |= {"gaussian": control.mean()} if len(control) else {}
-    runtime.write_metrics(metrics, {"gain": headlines, "n_images": max(localised["n_images"], default=0)})
+    write({table: localised, p_2_table: by_p_2}, metrics, {"gain": means.groupby("contrast")["value"].mean().to_dict()})
 
 
 @command(networks_, folder_, seed_, option("--blocks-table"))
@@ -112,35 +114,40 @@ def transformers(networks, folder, seed, blocks_table, table, metrics):
     """Variants of Vision Transformers' maps by p_2 and by block; headlines are of ambiguous images."""
     cells = runtime.read_cells(folder, networks)
     compared = tables.transformers(cells, np.random.default_rng(seed))
-    runtime.write_csv(table, compared)
-    runtime.write_csv(blocks_table, tables.transformer_blocks(cells, np.random.default_rng(seed)))
-    named = {"between": "t1_t2_correlation", "gain_margin": "gain_margin"}
-    shown = compared[(compared["p_2"] == tables.BINS[0]) & compared["quantity"].isin(list(named))]
-    shown = shown[shown["variant"] != "standard"].assign(name=lambda rows: rows["quantity"].map(named))
-    names = shown["name"] + "_" + shown["variant"]
-    runtime.write_metrics(metrics, tables.nested(shown.groupby(["explainer", names])["value"].mean()))
+    blocks = tables.transformer_blocks(cells, np.random.default_rng(seed))
+    shown = compared[compared["p_2"].str.startswith(">") & (compared["quantity"] == "between")]
+    shown = shown[shown["variant"].isin(["without_relu", "contrastive"])]
+    names = "t1_t2_correlation_" + shown["variant"]
+    headlines = tables.nested(shown.groupby(["explainer", names])["value"].mean())
+    write({table: compared, blocks_table: blocks}, metrics, headlines)
 
 
 @command(
-    *(several(f"--{kind}") for kind in ("perturbed", "masked", "localised", "related", "transformers")),
-    option("--norms-of"), seed_, *(option(f"--{kind}-folder") for kind in FOLDERS), option("--norms"),
+    *(several(f"--{kind}") for kind in FOLDERS if kind not in KIND_OF), option("--norms-of"), seed_,
+    option("--with-batch-norm"), option("--without-batch-norm"),
+    *(option(f"--{kind}-folder") for kind in FOLDERS), option("--norms"),
     option("--published-perturbation"), option("--published-table"),
 )  # fmt: skip
 def claims(norms, norms_of, seed, published_perturbation, published_table, table, metrics, **options):
-    """The ledger: every sentence of the review, judged on every network, and the verdicts."""
+    """The ledger: every sentence of the review, judged on every network, and the verdicts.
+
+    The masked network --with-batch-norm is compared with the one --without-batch-norm; `none`: nothing is.
+    """
     asked = {kind: options[KIND_OF.get(kind, kind)] for kind in FOLDERS}
     cells = {kind: runtime.read_cells(options[f"{kind}_folder"], names) for kind, names in asked.items()}
     margins = [
-        *judged.of_perturbation(cells["perturbed"], pd.read_csv(published_perturbation)),
-        *judged.of_masking(cells["masked"], pd.read_csv(published_table)),
-        *judged.of_localisation(cells["localised"]),
-        *judged.of_relations(cells["related"]),
-        *judged.of_transformers(cells["transformers"], cells["masked"]),
-        *judged.of_gradients(pd.read_csv(norms), norms_of, cells["saturated"]),
+        *statements.of_perturbation(cells["perturbed"], pd.read_csv(published_perturbation)),
+        *statements.of_masking(cells["masked"], pd.read_csv(published_table)),
+        *statements.of_controls(cells["controlled"]),
+        *statements.of_localisation(cells["localised"]),
+        *statements.of_relations(cells["related"]),
+        *statements.of_transformers(cells["transformers"], cells["masked"]),
+        *statements.of_gradients(pd.read_csv(norms), norms_of, cells["saturated"]),
     ]
+    if "none" not in (pair := (options["with_batch_norm"], options["without_batch_norm"])):
+        margins += statements.of_batch_norm(*(cells["masked"][name] for name in pair), " and ".join(pair))
     ledger = judged.judge(margins, np.random.default_rng(seed))
-    runtime.write_metrics(metrics, judged.headlines(ledger))
-    runtime.write_csv(table, ledger)
+    write({table: ledger}, metrics, judged.headlines(ledger))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from functools import partial
 
 import click
 import numpy as np
-from _command import COUNT, POSITIVE, SharedStage, flag, option
+from _command import AMOUNT, COUNT, POSITIVE, SHARE, SIZE, SharedStage, flag, option
 from _experiment import image_options
 from _training import working
 from torch import nn
@@ -48,7 +48,7 @@ def as_it_came(labels, **options):
         work.write(classes)
 
 
-@command("probe", option("--penalty", float), option("--gradient", float))
+@command("probe", option("--penalty", SIZE), option("--gradient", SIZE))
 def probe(penalty, gradient, **options):
     """A new head on frozen features: logistic regression with an L2 --penalty, solved until --gradient is reached."""
     train = read(options["data"], "train")
@@ -67,9 +67,9 @@ def probe(penalty, gradient, **options):
 
 @command(
     "fine_tune", option("--frozen"), option("--epochs", COUNT), option("--batch-size", POSITIVE),
-    option("--optimiser", click.Choice(list(fine_tune.OPTIMISERS))), option("--learning-rate", float),
-    option("--momentum", float), option("--weight-decay", float),
-    option("--schedule", click.Choice(list(fine_tune.SCHEDULES))), option("--clip", click.FloatRange(min=0)),
+    option("--optimiser", click.Choice(list(fine_tune.OPTIMISERS))), option("--learning-rate", SIZE),
+    option("--momentum", SHARE), option("--weight-decay", AMOUNT),
+    option("--schedule", click.Choice(list(fine_tune.SCHEDULES))), option("--clip", AMOUNT),
     option("--augmentation", click.Choice(list(fine_tune.AUGMENTATIONS))),
     option("--batch-norm", click.Choice(list(fine_tune.BATCH_NORM))),
     option("--precision", click.Choice(runtime.PRECISIONS)), option("--seed", COUNT),

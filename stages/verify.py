@@ -1,5 +1,6 @@
 """Hash everything that `dvc.lock` records again and compare: outputs, cached copies, dependencies in the repository.
 
+Stages that `dvc.yaml` no longer has are not looked at: nothing comes of them, and DVC does not mind their entries.
 DVC exits with 0 when a write to its cache fails, and trusts what it pulled; this script trusts neither.
 """
 
@@ -16,6 +17,8 @@ from typing import Any
 
 import click
 import yaml
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
 from tqdm import tqdm
 
 
@@ -67,6 +70,14 @@ def read_lock(path: Path) -> dict[str, dict[str, Any]]:
     return stages
 
 
+def asked_for(root: Path) -> set[str]:
+    """Return the names of the stages of `dvc.yaml`; one clear error when it cannot be read."""
+    try:
+        return {stage.name for stage in Repo(str(root)).index.stages}
+    except DvcException as error:
+        raise click.ClickException(f"dvc.yaml cannot be read ({' '.join(str(error).split())})") from None
+
+
 def check_out(stage: str, entry: dict[str, Any], root: Path, ignored: list[str], objects: Path) -> Iterator[str]:
     """Yield what is wrong with a stage's output and its copies in the cache, and the remedy."""
     path, found = entry["path"], on_disk(root / entry["path"], ignored)
@@ -94,7 +105,8 @@ def check_out(stage: str, entry: dict[str, Any], root: Path, ignored: list[str],
 def main(root: Path) -> None:
     """Compare all that dvc.lock records with the disk and the cache; exit with 1 if anything differs."""
     root = root.resolve()
-    stages = read_lock(root / "dvc.lock")
+    recorded, asked = read_lock(root / "dvc.lock"), asked_for(root)
+    stages = {name: stage for name, stage in recorded.items() if name in asked}
     config = configparser.ConfigParser(interpolation=None, strict=False)
     config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"])
     objects = root / ".dvc" / config.get("cache", "dir", fallback="cache") / "files" / "md5"
@@ -112,6 +124,8 @@ def main(root: Path) -> None:
         elif "md5" in entry and path.is_relative_to(root) and on_disk(path, ignored) != entry["md5"]:
             problems.append(f"{entry['path']}: not what {name} was run on: `dvc repro {name}`")
     click.echo("".join(f"{problem}\n" for problem in problems), nl=False)
+    if gone := sorted(recorded.keys() - asked):
+        click.echo(f"Not looked at, for dvc.yaml no longer has them: {', '.join(gone)}")
     if problems:
         raise click.ClickException(f"{len(problems)} problems in {n_outs} outputs of {len(stages)} stages")
     click.echo(f"{n_outs} outputs of {len(stages)} stages match dvc.lock")

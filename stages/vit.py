@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import POSITIVE, SharedStage, option, several
+from _command import POSITIVE, SIZE, SharedStage, option, several
 from _experiment import network_options, running, selection_options
 
 from cxlib import networks, runtime
@@ -21,8 +21,8 @@ from cxlib.review import selection, variants
 @several("--baselines")
 @several("--rules")
 @option("--blur-kernel", POSITIVE)
-@option("--blur-sigma", float)
-@option("--disc-radius", float)
+@option("--blur-sigma", SIZE)
+@option("--disc-radius", SIZE)
 @option("--out")
 def main(network, report, data, image_size, crop, baselines, rules, out, **options):
     """Write the measures of some images on each side of the threshold (0: all) to --out.
@@ -41,7 +41,7 @@ def main(network, report, data, image_size, crop, baselines, rules, out, **optio
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"]).at(image_size)
     hidden = (variants.SIGNED, baselines, rules, blur)
 
-    with running([network, report, *samples.paths]) as run:
+    with running([network, report], samples.take(chosen), regions[chosen]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
         layers = {name: variants.layers(model, name) for name in vit.MAPS}
         begins = zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"]))
@@ -69,9 +69,10 @@ def main(network, report, data, image_size, crop, baselines, rules, out, **optio
             unmasked=p[chosen] / p[chosen].sum(1, keepdims=True),
             area=regions[chosen].mean((1, 2)),
             p_2=p[chosen, 1],
+            threshold=options["threshold"],
             explainers=list(vit.MAPS),
             chosen_blocks=list(blocks.values()),
-            variants=list(variants.VARIANTS),
+            variants=variants.NAMES,
             pairs=[" and ".join(pair) for pair in variants.PAIRS],
             targets=masking.TARGETS,
             baselines=baselines,

@@ -1,9 +1,8 @@
 """The maps of Figure 5: the most ambiguous test images under every variant of the Vision Transformers' explainers."""
 
 import click
-import numpy as np
 import torch
-from _command import POSITIVE, Stage, option, settings
+from _command import POSITIVE, Stage, option, settings, several
 from _experiment import network_options, write_maps
 
 from cxlib import networks, runtime
@@ -18,11 +17,13 @@ from cxlib.review import selection, variants
 @option("--gradcam-block", int)
 @option("--rollout-block", int)
 @option("--max-images", POSITIVE)
+@several("--between")
 @option("--out")
-def main(network, report, data, image_size, crop, max_images, out, **options):
+def main(network, report, data, image_size, crop, max_images, between, out, **options):
     """Write images, maps, names and probabilities of the two most probable classes to --out.
 
-    The images are those with the highest p_2.
+    The images are those with the highest p_2, of all or of each pair of classes that --between names, one after the
+    other; `none`: of all.
     """
     machine = settings()
     device = runtime.device(machine.device, machine.threads)
@@ -30,14 +31,17 @@ def main(network, report, data, image_size, crop, max_images, out, **options):
     samples = read(data, "test")
     tested = runtime.read_arrays(report)
     leading = selection.leading(tested["probabilities"])
-    chosen = np.argsort(-leading.probabilities[:, 1], kind="stable")[:max_images].tolist()
+    pairs = () if between == ("none",) else between
+    chosen = selection.most_ambiguous(leading, max_images, tested["classes"].tolist(), pairs)
+    if not chosen:
+        raise ValueError(f"no test image of {data} has two of --between {', '.join(between)} as its leading classes")
     x, _ = load(samples, chosen, preprocessing(image_size, crop), device)
     targets, stacked = torch.from_numpy(leading.classes[chosen]), []
     for name, block in zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"])):
         maps = variants.maps(model, x, targets, name, variants.layer(model, name, block))
         stacked.append(resized(maps.flatten(1, 2), x.shape[-2:]).unflatten(1, maps.shape[1:3]))
     maps = torch.stack(stacked, 1).transpose(2, 3)  # (images, explainers, variants, classes, H, W)
-    axes = {"explainers": list(vit.MAPS), "contrasts": list(variants.VARIANTS)}
+    axes = {"explainers": list(vit.MAPS), "contrasts": list(variants.NAMES)}
     write_maps(out, samples, chosen, leading, tested["classes"], x, maps, **axes)
 
 

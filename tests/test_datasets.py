@@ -185,6 +185,22 @@ def test_a_subset_of_imagenet_keeps_torchvisions_thousand_indices(photographs):
     assert next(path.name for path in samples.paths if path.parent.name == "n02123045") == "0.png"
 
 
+def test_imagenets_training_images_are_those_of_train(tmp_path):
+    for split, wnids in (("train", ("n01440764", "n04557648")), ("val", ("n04557648",))):
+        for wnid in wnids:
+            picture(tmp_path / split / wnid / f"{split}.JPEG")
+    read = {split: images.read(tmp_path, split) for split in ("train", "test")}
+    assert [path.name for path in read["train"].paths] == ["train.JPEG"] * 2
+    assert [path.name for path in read["test"].paths] == ["val.JPEG"]
+    assert (read["train"].labels, read["test"].labels) == ((0, 898), (898,))
+
+
+def test_imagenet_without_a_side_to_train_on_says_so(photographs):
+    assert len(images.read(photographs, "test")) == len(KNOWN) + 1
+    with pytest.raises(ValueError, match=re.escape(f"{photographs} has no train/ with folders n01440764")):
+        images.read(photographs, "train")
+
+
 def test_imagenets_classes_are_torchvisions(photographs):
     classes = imagenet.read(photographs).classes
     # torchvision tells the two cranes and the two maillots apart.
@@ -279,7 +295,27 @@ def test_class_folders_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds no class folders with images"):
         classfolders.read(tmp_path)
     picture(tmp_path / "test" / "truck" / "0.jpg")
-    with pytest.raises(ValueError, match=r"has no folder train/: its images can be tested \(0 epochs\)"):
+    with pytest.raises(ValueError, match="has no train/ beside a test/: its images can be tested"):
+        images.read(tmp_path, "train")
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_a_class_that_one_side_lacks_is_named_whichever_side_is_read(tmp_path, side):
+    """Numbered by side, the class behind it would have two labels."""
+    other = {"train": "test", "test": "train"}[side]
+    for folder, names in ((side, ("cat", "wolf")), (other, ("cat", "fox", "wolf"))):
+        for name in names:
+            picture(tmp_path / folder / name / "0.jpg")
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=re.escape(f"{tmp_path / side} has no images of fox, which {other}/ has")):
+            images.read(tmp_path, split)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "train"):
+        picture(tmp_path / name / "0.jpg")
+    assert images.read(tmp_path).classes == ("bus", "train")
+    with pytest.raises(ValueError, match="can be tested, not trained on"):
         images.read(tmp_path, "train")
 
 

@@ -23,7 +23,6 @@ from cxlib import overlay, runtime
 from cxlib.review.report import claims, figures, tables
 
 CONTRASTS = ("original", "mean", "max", "weighted")
-EDGES = [0.1, 0.01, 0.001]
 
 
 @pytest.fixture
@@ -91,7 +90,7 @@ CONTENT = {
     "table1": lambda rng: tables.with_published(tables.masking({"a": masking_cell()}, True, rng), published("table1")),
     "by_ambiguity": lambda rng: tables.by_ambiguity({"a": masking_cell(), "b": masking_cell(1)}, rng),
     "localisation": lambda rng: tables.localisation({"a": localisation_cell(), "b": localisation_cell(1)}, rng),
-    "localisation_by_p_2": lambda rng: tables.localisation_by_p_2({"a": localisation_cell()}, EDGES, rng),
+    "localisation_by_p_2": lambda rng: tables.localisation_by_p_2({"a": localisation_cell()}, rng),
     "figure_3": lambda rng: some_maps(),
     "figure_4": lambda rng: some_maps(),
     "figure_5": lambda rng: some_maps() | {"contrasts": np.array(["standard", "without_relu"])},
@@ -117,7 +116,7 @@ def test_every_figure_is_drawn_from_its_file_and_is_the_same_bytes_twice(name, r
 EMPTY = {
     "table1": lambda rng: tables.masking({"a": masking_cell(n_above=0)}, True, rng),
     "localisation": lambda rng: tables.localisation({"a": localisation_cell(n_above=0)}, rng),
-    "localisation_by_p_2": lambda rng: tables.localisation_by_p_2({}, EDGES, rng),
+    "localisation_by_p_2": lambda rng: tables.localisation_by_p_2({}, rng),
     "figure_3": lambda rng: some_maps(n_images=0),
 }
 
@@ -270,7 +269,7 @@ def test_every_dot_of_localisation_is_its_value_with_its_interval_and_controls(d
     control = [row(**dict(zip(names, ("gaussian", "none", "none", "positive", q)))) for q in quantities]
     table = pd.concat([table, pd.DataFrame(control)])
     names = ("p_2", "explainer", "contrast", "quantity")
-    bins = product(("> 0.1", "0.01 to 0.1", "< 0.01"), explainers, CONTRASTS, quantities)
+    bins = product(("> 0.1", "0.01–0.1", "< 0.01"), explainers, CONTRASTS, quantities)
     by_p_2 = pd.DataFrame([row(**dict(zip(names, labels))) for labels in bins])
     figures.localisation(table, "unused.png")
     figures.localisation_by_p_2(by_p_2, "unused.png")
@@ -294,7 +293,7 @@ def test_every_dot_of_localisation_is_its_value_with_its_interval_and_controls(d
     labels = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
     assert labels == ["Gradient", "GradCAM", "mean of all"]
     ticks = [text.get_text() for text in drawn[1].axes[0].get_xticklabels()]
-    assert ticks == ["> 0.1\n(12)", "0.01\nto 0.1\n(12)", "< 0.01\n(12)"]
+    assert ticks == ["> 0.1\n(12)", "0.01–\n0.1\n(12)", "< 0.01\n(12)"]
     series = by_p_2.set_index(["explainer", "contrast", "quantity"]).loc["mean"]
     curves = [line.get_ydata() for line in drawn[1].axes[0].lines if len(line.get_ydata()) == 3]
     for contrast, curve in zip(CONTRASTS, curves, strict=True):
@@ -351,9 +350,9 @@ def test_every_step_of_the_saturation_is_its_image_and_every_line_the_mean_gain_
 @pytest.mark.parametrize("kind", ["p_2", "block"])
 def test_every_dot_of_figure_5_is_its_value_with_its_interval(drawn, rng, kind):
     make, panels = (
-        (tables.transformers, ["alike", "between", "gain", "positive_kept"])
+        (tables.transformers, ["alike", "between", "coherence", "gain", "positive_kept"])
         if kind == "p_2"
-        else (tables.transformer_blocks, ["alike", "between", "gain"])
+        else (tables.transformer_blocks, ["alike", "between", "coherence", "gain"])
     )
     table = make({"mine": compared_cell()}, rng)
     figures.transformers(table, "unused.png")
@@ -367,7 +366,7 @@ def test_every_dot_of_figure_5_is_its_value_with_its_interval(drawn, rng, kind):
             if quantity == "positive_kept":
                 shown = shown[(shown["target"] == "t2") & (shown["rule"] == "equal_kept")]
             lines = {line.get_label(): line for line in axis.lines[:-1]}  # the last one is zero
-            assert len(lines) == len(axis.collections) == 3
+            assert len(lines) == len(axis.collections) == 4
             for line, bars, (variant, rows) in zip(
                 lines.values(), axis.collections, shown.groupby("variant", sort=False)
             ):

@@ -99,6 +99,12 @@ def test_a_region_and_the_rest_of_the_image_share_the_mass(rng):
     assert ((both[0].hit + both[1].hit) == 1).all()
 
 
+@pytest.mark.parametrize("sigma", [0.0, -0.25, math.nan, math.inf])
+def test_a_gaussian_has_a_width(sigma):
+    with pytest.raises(ValueError, match=f"must be finite and above 0, got {sigma}"):
+        gaussian(8, sigma)
+
+
 @pytest.mark.parametrize(("size", "sigma"), [(200, 0.25), (201, 0.1)])
 def test_share_of_the_centred_gaussian_is_the_error_functions(size, sigma):
     """Mass of a truncated Gaussian in a rectangle: the product of two quotients of error functions."""
@@ -378,7 +384,7 @@ def test_an_image_without_a_mask_or_a_location_is_named(birds, tmp_path):
         parts.regions(replace(known, masks=False), samples, pairs, SIZE, False)
 
 
-@pytest.mark.parametrize("radius", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("radius", [0.0, -1.0, math.nan, math.inf])
 def test_a_radius_must_be_positive(birds, radius):
     with pytest.raises(ValueError, match="radius"):
         parts.read(birds, radius)

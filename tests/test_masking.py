@@ -1,5 +1,6 @@
 """Blur and mask (Table 1), against literal loops over images, settings and pixels."""
 
+import math
 from functools import cache
 from itertools import product
 
@@ -76,6 +77,17 @@ def test_a_blur_that_reaches_further_than_the_image_or_has_no_centre_is_refused(
         BASELINES["gaussian_blur"](torch.zeros(1, 3, *size), ZERO, Blur(kernel, 15.0))
 
 
+@pytest.mark.parametrize("sigma", [0.0, -15.0, math.nan, math.inf])
+def test_a_blur_without_a_width_is_refused(sigma):
+    with pytest.raises(ValueError, match=f"sigma of a blur must be finite and above 0, got {sigma}"):
+        BASELINES["gaussian_blur"](torch.zeros(1, 3, 16, 16), ZERO, Blur(5, sigma))
+
+
+def test_an_even_kernel_is_refused_before_it_is_made_odd():
+    with pytest.raises(ValueError, match="must be odd, got 100"):
+        Blur(100, 15.0).at(160)
+
+
 def test_a_blur_takes_as_much_of_an_image_of_any_size():
     published = Blur(101, 15.0)
     assert published.at(224) == published
@@ -146,8 +158,32 @@ def literal_unequal(maps, features):
     return kept
 
 
-LITERAL = {"published": literal_published, "equal_kept": literal_equal_kept, "unequal": literal_unequal}
-EQUAL = ["published", "equal_kept"]
+def literal_shifted(maps, features):
+    height, width = maps.shape[-2:]
+    kept = literal_equal_kept(maps, features)
+    moved = np.empty_like(kept)
+    for m, y, x in np.ndindex(kept.shape):
+        moved[m, (y + height // 2) % height, (x + width // 2) % width] = kept[m, y, x]
+    return moved
+
+
+def literal_area(share):
+    def rule(maps, features):
+        n_pixels = maps[0].size
+        kept, ranks = round(share * n_pixels), literal_ranks(maps)
+        return ranks >= n_pixels - kept if features == "positive" else ranks < kept
+
+    return rule
+
+
+LITERAL = {
+    "published": literal_published,
+    "equal_kept": literal_equal_kept,
+    "unequal": literal_unequal,
+    "shifted": literal_shifted,
+    **{f"area_{percent}": literal_area(percent / 100) for percent in (10, 30, 50)},
+}
+EQUAL = [rule for rule in LITERAL if rule != "unequal"]
 
 
 def test_every_rule_has_a_literal_one():
@@ -182,7 +218,7 @@ def test_both_maps_of_an_image_keep_the_same_number_of_pixels(rule, features):
 
 
 @pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "shifted"])
 def test_what_is_kept_lies_above_or_below_what_is_hidden(rule, features):
     maps = some_maps()
     kept = kept_by(rule, maps, features)
@@ -276,6 +312,8 @@ def slow_blur_and_mask(wrapped, image, layer, explainers, contrasts, baselines, 
             else:
                 n_kept, ranks = LITERAL[rule](pair, features)[0].sum(), literal_ranks(own)[0]
                 kept = ranks >= ranks.size - n_kept if features == "positive" else ranks < n_kept
+                if rule == "shifted":
+                    kept = np.roll(kept, np.array(kept.shape) // 2, (0, 1))
             masked.append(value(torch.where(torch.from_numpy(kept), normalised, replacements[baseline]), t))
     shape = (len(explainers), 2, len(baselines), len(FEATURES), len(contrasts), len(rules))
     return torch.tensor([value(normalised, t) for t in range(2)]), torch.tensor(masked).view(shape)
@@ -302,7 +340,7 @@ def test_the_experiment_is_every_setting_done_slowly(network, images, chunk):
     layer = network.features[4]
     unmasked, masked, _, _ = experiment(wrapped, images, layer, chunk)
     assert unmasked.dtype == masked.dtype == torch.float64
-    assert masked.shape == (4, 6, 2, 3, 2, 3, 3)
+    assert masked.shape == (4, 6, 2, 3, 2, 3, len(RULES))
     for i, image in enumerate(images):
         expected_unmasked, expected = slow_blur_and_mask(wrapped, image, layer, *EXPERIMENT)
         torch.testing.assert_close(unmasked[i].float(), expected_unmasked.float(), rtol=0, atol=1e-6)

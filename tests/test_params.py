@@ -8,6 +8,7 @@ import socket
 import sys
 import tomllib
 from dataclasses import fields
+from fnmatch import fnmatch
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torchvision
 import yaml
 from click.core import ParameterSource
+from dvc.dependency.param import MissingParamsError, ParamsDependency
 from dvc.repo import Repo
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,8 +30,11 @@ from cxlib.networks.weights import PACKAGES
 ROOT = Path(__file__).parents[1]
 PROFILES = ("mini", "tiny", "sample", "paper")
 #: Below these keys a profile has what it likes: its data sets and networks.
-LISTS = ("perturb.networks", "mask.networks", "localise.networks", "relate.networks", "vit.networks")
-OWN = ("data", "networks", *LISTS, "sheets")
+LISTS = (
+    *("perturb.networks", "mask.networks", "control.networks", "localise.networks", "relate.networks"),
+    "vit.networks",
+)
+OWN = ("data", "networks", *LISTS, "vit_maps", "sheets")
 #: Run by hand.
 BY_HAND = {"stages/verify.py", "stages/estimate.py", "stages/compare.py"}
 #: Folders of files whose hash is in a parameter: that is the dependency, and what else lies there is none.
@@ -146,7 +151,7 @@ def test_profiles_have_the_same_keys(name):
     assert all(isinstance(at(params, own), dict) for own in OWN)
 
 
-@pytest.mark.parametrize("own", ["data", "networks", "sheets"])
+@pytest.mark.parametrize("own", ["data", "networks", "vit_maps", "sheets"])
 def test_data_sets_and_networks_have_nothing_that_no_stage_reads(own):
     families = [stage["do"]["cmd"] for stage in stages_of_dvc_yaml().values() if f"{own}}}" in stage.get("foreach", "")]
     read = {key for cmd in families for key in INTERPOLATION.findall(cmd)}
@@ -164,8 +169,11 @@ def test_experiments_list_networks_as_they_are(name):
         assert listed, key
         for network, entry in listed.items():
             images, explanation = (params["networks"][network].get(kind) for kind in ("images", "explanation"))
-            of_a_layer = key.startswith(("mask.", "localise.", "relate."))
-            assert entry == ({"images": images, "explanation": explanation} if of_a_layer else images)
+            of_a_layer = key.startswith(("mask.", "control.", "localise.", "relate."))
+            known = {"images": images, "explanation": explanation} if of_a_layer else images
+            assert entry | known == entry
+            # What an entry says of its own comes before an option of all.
+            assert set(entry) - set(known) <= set(at(params, key.replace(".networks", ".options")))
 
 
 LITE0 = "efficientnet-lite0-57934424"
@@ -196,12 +204,13 @@ def test_default_profile_asks_each_network_what_it_can_answer():
     assert {key: list(at(mini, key)) for key in LISTS} == {
         "perturb.networks": ["lite0_birds"],
         "mask.networks": ["lite0_birds", "lite0", "lite0_photographs"],
+        "control.networks": ["lite0_birds", "lite0"],
         "localise.networks": ["lite0_birds"],
         "relate.networks": ["lite0_birds", "lite0", "lite0_photographs"],
         "vit.networks": ["vit_lite0"],
     }
     assert mini["gradient_norms"]["network"] == mini["maps"]["figure_3"]["network"] == "lite0_birds"
-    assert mini["vit_maps"]["network"] == "vit_lite0"
+    assert mini["vit_maps"]["figure_5"]["network"] == "vit_lite0"
 
 
 def test_default_profile_downloads_nothing(monkeypatch, tmp_path):
@@ -286,7 +295,7 @@ PUBLISHED = {
     "maps.figure_4.options.n_classes": 3,
     "maps.figure_4.options.threshold": 0.1,
     # Figure 5.
-    "vit_maps.network": "vit_b_16",
+    "vit_maps.figure_5.network": "vit_b_16",
     "vit.options.threshold": 0.1,
     "vit.options.blur_kernel": 101,
     "vit.options.blur_sigma": 15,
@@ -325,10 +334,14 @@ def test_paper_profile_has_the_published_networks_and_methods():
     paper = parameters("profile=paper")
     assert set(paper["perturb"]["networks"]) == set(IMAGENET)
     assert len(IMAGENET) == 9
-    for experiment in ("mask", "localise", "relate"):
-        assert list(paper[experiment]["networks"]) == ["vgg16_bn"]
-    assert list(paper["vit"]["networks"]) == ["vit_b_16"]
-    assert set(paper["networks"]) == {*IMAGENET, "vgg16_bn", "vit_b_16"}
+    for experiment in ("mask", "control", "localise", "relate"):
+        assert list(paper[experiment]["networks"]) == ["vgg16_bn", "vgg16_birds"]
+    assert list(paper["vit"]["networks"]) == ["vit_b_16", "vit_b_16_imagenet"]
+    assert set(paper["networks"]) == {*IMAGENET, "vgg16_bn", "vgg16_birds", "vit_b_16", "vit_b_16_imagenet"}
+    same = [paper["networks"][name] for name in ("vgg16_bn", "vgg16_birds")]
+    assert [entry["network"]["architecture"] for entry in same] == ["vgg16_bn", "vgg16"]
+    assert all(same[0][key] == same[1][key] for key in ("images", "training"))
+    assert set(paper["vit_maps"]) == {"figure_5", "figure_5_imagenet"}
     assert set(paper["perturb"]["options"]["contrasts"]) >= {"original", "mean", "max", "weighted"}
     mask, localise = paper["mask"]["options"], paper["localise"]["options"]
     cams = {"gradcam", "linear_approximation", "xgradcam"}
@@ -338,7 +351,7 @@ def test_paper_profile_has_the_published_networks_and_methods():
     assert mask["contrasts"][:2] == ["original", "weighted"]
     assert set(localise["explainers"]) == {*mask["explainers"], "gradient"}
     assert set(localise["contrasts"]) >= {"original", "mean", "max", "weighted"}
-    assert set(paper["maps"]["figure_3"]["options"]["explainers"]) == cams
+    assert set(paper["maps"]["figure_3"]["options"]["explainers"]) == {*cams, "fullgrad"}
     assert {"gradcam", "gradcam++", "fullgrad"} <= set(paper["relate"]["options"]["explainers"])
     assert paper["maps"]["figure_3"]["options"]["contrasts"] == ["original", "weighted"]
 
@@ -372,11 +385,33 @@ def test_folders_are_overridden_at_one_place(name, key):
         assert changed == {key}
 
 
-@pytest.mark.parametrize("key", ["gradient_norms", "maps.figure_3", "maps.figure_4", "vit_maps"])
+@pytest.mark.parametrize("key", ["gradient_norms", "maps.figure_3", "maps.figure_4", "vit_maps.figure_5"])
 @pytest.mark.parametrize("name", PROFILES)
 def test_network_that_is_not_among_the_networks_is_an_error(name, key):
     with pytest.raises(OmegaConfBaseException, match=r"networks\.inception_v9"):
         composed(f"profile={name}", f"{key}.network=inception_v9")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "perturb@left", "saturate@left", "gradient_norms", "mask@left", "control@left", "localise@left",
+        "relate@left", "maps@figure_3", "maps@figure_4", "vit@left", "vit_maps@figure_5",
+    ],
+)  # fmt: skip
+def test_network_that_an_earlier_run_left_is_refused(name, tmp_path):
+    """Also where params.yaml was edited by hand, and nothing was composed."""
+    params = yaml.safe_load(composed("profile=tiny"))
+    for lists in LISTS:
+        entries = at(params, lists)
+        entries["left"] = next(iter(entries.values()))
+    for place in ("gradient_norms", "maps.figure_3", "maps.figure_4", "vit_maps.figure_5"):
+        at(params, place)["network"] = "left"
+    stage = at_stage(resolved(tmp_path / "repo", yaml.safe_dump(params)), name)
+    assert "data/networks/left.pt" in {dep.def_path for dep in stage.deps}
+    (named,) = (dep for dep in stage.deps if isinstance(dep, ParamsDependency))
+    with pytest.raises(MissingParamsError, match=r"'networks\.left\.network' are missing"):
+        named.save()
 
 
 @pytest.mark.parametrize("key", ["maps.figure_3", "maps.figure_4"])
@@ -453,7 +488,8 @@ def asked(cmd, scope):
         elif (found := INTERPOLATION.fullmatch(word)) is None:
             words.append(word)
         elif isinstance(value := at(scope, found[1]), dict):
-            assert not options.keys() & value.keys(), f"{cmd} gives an option twice"
+            # The last one counts: an entry's own comes before the option of all, and nothing else does.
+            assert found[1] == "item" or not options.keys() & value.keys(), f"{cmd} gives an option twice"
             options |= value
         else:
             words.append(value)
@@ -503,10 +539,13 @@ def test_every_experiment_runs_on_the_networks_it_names(profile):
         "perturb": "perturb.networks",
         "saturate": "perturb.networks",
         "mask": "mask.networks",
+        "control": "control.networks",
         "localise": "localise.networks",
         "relate": "relate.networks",
         "vit": "vit.networks",
         "maps": "maps",
+        "vit_maps": "vit_maps",
+        "figure_5": "vit_maps",
     }.items():
         found = [name for name in names if name.startswith(f"{family}@")]
         assert found == [f"{family}@{entry}" for entry in at(params, key)]
@@ -548,11 +587,12 @@ def test_every_option_is_required(script):
 def test_command_line_that_lacks_an_option_is_refused(profile):
     _, repo = profile
     for cmd in {arguments(stage.cmd)[0]: stage.cmd for stage in repo.index.stages}.values():
-        for option in {word for word in shlex.split(cmd) if word.startswith("--")}:
-            shorter = re.sub(rf" {option}( (?!--)\S+|(?= |$))", "", cmd)
-            assert option not in shlex.split(shorter)
+        words = shlex.split(cmd)
+        for option in {word for word in words if word.startswith("--")}:
+            values = {at + 1 for at, word in enumerate(words) if word == option and not words[at + 1].startswith("--")}
+            kept = [word for at, word in enumerate(words) if word != option and at not in values]
             with pytest.raises(click.MissingParameter):
-                parsed(shorter)
+                parsed(shlex.join(kept))
 
 
 @pytest.mark.parametrize("name", definitions())
@@ -594,6 +634,19 @@ def test_folders_of_ones_own_are_dependencies_of_every_stage_that_reads_them(nam
     assert not readers(after, "data/sets/cub")
 
 
+@pytest.mark.parametrize("name", ["sample", "paper"])
+def test_a_folder_whose_name_has_blanks_is_one_word_of_every_command(name, tmp_path):
+    folder = "/my birds; $HOME & more"
+    overrides = [f"{key}.path='{folder}'" for key in ("data.imagenet", "data.cub", "weights")]
+    repo = resolved(tmp_path / "blanks", composed(f"profile={name}", *overrides))
+    for stage in repo.index.stages:
+        options = parsed(stage.cmd)[1].items()
+        given = {option: value for option, value in options if isinstance(value, str) and "birds;" in value}
+        assert set(given.values()) <= {folder}
+        assert ("birds;" in stage.cmd) == bool(given)
+        assert ("weights_path" in given) == stage.name.startswith("train@")
+
+
 def at_stage(repo, name):
     return next(stage for stage in repo.index.stages if stage.name == name)
 
@@ -606,6 +659,15 @@ def test_what_dvc_keeps_is_ignored_without_its_help(profile):
         for out in stage.outs:
             if out.use_cache:
                 assert any(f"/{out.def_path}/".startswith(f"{line.rstrip('/')}/") for line in ignored), out.def_path
+
+
+@pytest.mark.parametrize("name", ["data/perturbation/a.npz", "data/sets/synthbirds/images", "plots/table1.csv"])
+def test_what_a_killed_process_leaves_is_ignored(tiny, tmp_path, name):
+    """In a folder of data it would be a change of what later stages depend on, beside a table a file for git."""
+    with runtime.atomic(tmp_path / name) as partial:
+        partial.touch()
+        assert tiny.dvcignore.is_ignored_file(str(Path(tiny.root_dir, name).with_name(partial.name)))
+    assert any(fnmatch(partial.name, line) for line in (ROOT / ".gitignore").read_text().splitlines())
 
 
 @pytest.mark.parametrize("key", ["data", "sheets"])
@@ -643,12 +705,13 @@ def figures(*names):
 JUDGED = {"claims", *figures("ledger")}
 PERTURBED = {"perturbation", *JUDGED, *figures("figure_1_2", "doses", "perturbation_vs_published")}
 SATURATED = {"saturation", *JUDGED, *figures("saturation")}
-MASKED = {"mask", "masking", *JUDGED, *figures("table1", "by_ambiguity")}
+CONTROLLED = {"control", *JUDGED}
+MASKED = {"mask", "masking", *CONTROLLED, *figures("table1", "by_ambiguity")}
 LOCALISED = {"localise", "localisation", *JUDGED, *figures("localisation", "localisation_by_p_2")}
 RELATED = {"relate", *JUDGED}
 MAPPED = {"maps@figure_3", "maps@figure_4", *figures("figure_3", "figure_4")}
 COMPARED = {"vit", "transformers", *JUDGED, *figures("vit", "vit_blocks")}
-FIGURE_5 = {"vit_maps", *figures("figure_5")}
+FIGURE_5 = {"vit_maps", "figure_5"}
 FIGURE_6 = {"gradient_norms", *JUDGED, *figures("figure_6")}
 
 
@@ -675,16 +738,16 @@ def stale(tiny, tmp_path_factory):
         ("gradient_norms.network=googlenet", FIGURE_6),
         ("mask.options.explainers=[gradcam]", MASKED),
         ("mask.options.threshold=0.2", {"networks", *MASKED, *LOCALISED, *MAPPED, *COMPARED}),
+        ("control.options.rules=[equal_kept,shifted]", CONTROLLED),
         ("localise.options.disc_radius=0.2", {*LOCALISED, *COMPARED}),
         ("localise.options.max_images=5", LOCALISED),
         ("relate.options.explainers=[gradcam]", RELATED),
         ("relate.options.max_images=5", RELATED),
-        ("tables.localisation.p_2_edges=[0.1]", LOCALISED - {"localise"}),
         ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3"}),
         ("maps.figure_4.options.max_images=5", {"maps@figure_4", "figure@figure_4"}),
         ("vit.blocks.rollout_block=1", {*COMPARED, *FIGURE_5}),
         ("vit.options.max_images=5", COMPARED),
-        ("vit_maps.options.max_images=5", FIGURE_5),
+        ("vit_maps.figure_5.options.max_images=5", FIGURE_5),
         ("tables.claims.seed=1", JUDGED),
         ("sheets.synthbirds.options.per_species=1", {"contact_sheet"}),
     ],
@@ -701,11 +764,11 @@ def test_a_parameter_runs_again_only_what_depends_on_it(stale, override, expecte
         (
             "vgg16_bn_narrow",
             {
-                *(MASKED | LOCALISED | RELATED | MAPPED) - {"mask", "localise", "relate"},
-                *(f"{family}@vgg16_bn_narrow" for family in ("mask", "localise", "relate")),
+                *(MASKED | LOCALISED | RELATED | MAPPED) - {"mask", "control", "localise", "relate"},
+                *(f"{family}@vgg16_bn_narrow" for family in ("mask", "control", "localise", "relate")),
             },
         ),
-        ("vit_mini", {*COMPARED, *FIGURE_5, "vit@vit_mini"} - {"vit"}),
+        ("vit_mini", {*COMPARED, "vit@vit_mini", "vit_maps@figure_5", "figure_5@figure_5"} - {"vit"}),
     ],
 )
 def test_a_networks_recipe_trains_that_network_again_and_no_other(stale, network, behind):

@@ -307,7 +307,7 @@ def both(network, images, targets, contrast="weighted", epsilon=1e-3, n_iteratio
     [
         ({"epsilon": 0.0}, "epsilon must be finite and > 0"),
         ({"epsilon": -1e-3}, "epsilon must be finite and > 0"),
-        ({"n_iterations": 0}, "n_iterations >= 1"),
+        *(({"n_iterations": n}, f"a whole number >= 1, got {n}") for n in (0, 2.5, True)),
         ({"contrast": "wieghted"}, "unknown contrast 'wieghted': choose from original"),
         ({"targets": torch.tensor([0, 1, 2, 6])}, r"in \[0, 6\)"),
         ({"targets": torch.tensor([0, 1, 2])}, "targets must"),

@@ -79,7 +79,7 @@ LOCALISATION = {
 }
 BY_P_2 = {
     "network": ["vgg16"],
-    "p_2": ["> 0.1", "0.01 to 0.1", "< 0.01"],
+    "p_2": ["> 0.1", "0.01–0.1", "< 0.01"],
     "explainer": ["mean"],
     "contrast": ["original", "max", "weighted"],
     "quantity": ["gain", "hit"],

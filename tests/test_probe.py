@@ -128,7 +128,7 @@ def refused(*args):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_penalty_that_leaves_many_optima_is_refused(penalty):
     assert f"above 0, so that it has one optimum, not {penalty}" in refused(*problem(), 4, penalty, GRADIENT)
 

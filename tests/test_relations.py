@@ -157,12 +157,19 @@ def test_strangers_are_two_classes_that_the_image_does_not_show(flat, images):
     assert drawn == possible
 
 
-def test_fewer_than_four_classes_leave_no_strangers(pooled, images):
-    pooled.head = nn.Linear(10, 3).double()
-    with pytest.raises(ValueError, match="make four, the network tells 3 apart"):
+@pytest.mark.parametrize(("n_classes", "known"), [(2, False), (3, False), (4, True)])
+def test_fewer_than_four_classes_leave_no_strangers(pooled, images, n_classes, known):
+    pooled.head = nn.Linear(10, n_classes).double().requires_grad_(False)
+    measured = related(pooled, images)
+    assert measured.strangers.shape == (4, 4)
+    assert (measured.strangers.isfinite() == known).all()
+    assert all(values.isfinite().all() for name, values in measured._asdict().items() if name != "strangers")
+
+
+def test_one_class_is_related_to_none(pooled, images):
+    pooled.head = nn.Linear(10, 1).double().requires_grad_(False)
+    with pytest.raises(ValueError, match="the network knows one"):
         related(pooled, images)
-    pooled.head = nn.Linear(10, 4).double().requires_grad_(False)
-    assert related(pooled, images).strangers.shape == (4, 4)
 
 
 def test_an_unknown_explainer_is_an_error(pooled, images):

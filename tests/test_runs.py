@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -56,21 +57,31 @@ def test_only_rank_0_locks_and_removes(tmp_path):
     assert folder.exists()
 
 
-def test_a_fingerprint_changes_with_options_inputs_and_code(tmp_path, monkeypatch):
+def test_a_fingerprint_changes_with_options_files_values_and_code(tmp_path, monkeypatch):
     data, module = tmp_path / "network.pt", tmp_path / "science.py"
     data.write_bytes(b"weights")
     module.write_text("EPSILON = 1\n")
     monkeypatch.setitem(sys.modules, "cxlib.science", type(sys)("cxlib.science"))
     sys.modules["cxlib.science"].__file__ = str(module)
     seen = [fingerprint({"epsilon": 1e-3}, [data]), fingerprint({"epsilon": 3e-3}, [data])]
-    assert fingerprint({"epsilon": 1e-3}, [data]) == seen[0]
+    seen += [fingerprint({"epsilon": 1e-3}, [data], [values]) for values in ([0, 1], [1, 0], [[0], [1]], ["a", "b"])]
     module.write_text("EPSILON = 2\n")
     seen.append(fingerprint({"epsilon": 1e-3}, [data]))
-    data.write_bytes(b"others")
-    os.utime(data, ns=(0, 0))
+    monkeypatch.setattr(metadata, "version", lambda _name: "0.0")
     seen.append(fingerprint({"epsilon": 1e-3}, [data]))
-    assert len(set(seen)) == 4
+    assert len(set(seen)) == len(seen)
     assert all(re.fullmatch(r"[0-9a-f]{16}", value) for value in seen)
+
+
+def test_a_fingerprint_is_of_content_whatever_the_time_stamps_say(tmp_path):
+    data = tmp_path / "image.jpg"
+    data.write_bytes(b"thrush")
+    before, state = fingerprint({}, [data]), data.stat()
+    os.utime(data, ns=(0, 0))
+    assert fingerprint({}, [data]) == before
+    data.write_bytes(b"warble")
+    os.utime(data, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert fingerprint({}, [data]) != before
 
 
 # --- batches ----------------------------------------------------------------------------------------------------
@@ -126,6 +137,21 @@ def test_what_is_done_is_neither_loaded_nor_computed_again(tmp_path, workers):
     parts = map_batches(only_the_rest, failing, list(range(8)), 2, Ranks(), tmp_path, "squares", workers)
     assert calls == [[4, 5], [6, 7]]
     assert np.concatenate([part["squares"] for part in parts]).tolist() == [i**2 for i in range(8)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"half of a file"])
+def test_a_damaged_part_is_computed_anew(tmp_path, damage):
+    whole = map_batches(load, squares, range(6), 2, Ranks(), tmp_path, "squares")
+    (tmp_path / "000001.npz").write_bytes(damage)
+    loaded = []
+
+    def counted(batch):
+        loaded.extend(batch)
+        return load(batch)
+
+    parts = map_batches(counted, squares, range(6), 2, Ranks(), tmp_path, "squares")
+    assert loaded == [2, 3]
+    assert [part["squares"].tolist() for part in parts] == [part["squares"].tolist() for part in whole]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

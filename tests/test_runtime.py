@@ -184,6 +184,23 @@ def test_failure_keeps_what_was_there(tmp_path, write):
 
 
 @pytest.mark.parametrize("write", [write_file, write_folder])
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, write):
+    """And what a running one has, or another output's, is not."""
+    code = "import os; from cxlib import runtime\nwith runtime.atomic('out.x') as partial: print(partial); os._exit(1)"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    left = killed.stdout.strip()
+    running = left.replace(left.split(".")[2], str(os.getppid()))
+    others = [running, left.replace("out", "other"), left.replace(".x", ".y")]
+    for name in (left, *others):
+        write(tmp_path / name, "half")
+    before = {name for name in left_over(tmp_path) if "inner" not in name}
+    with runtime.atomic(tmp_path / "out.x") as partial:
+        write(partial, "whole")
+    after = {name for name in left_over(tmp_path) if "inner" not in name}
+    assert after == before - {left} | {"out.x"} == {*others, "out.x"}
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
 def test_success_replaces_what_was_there(tmp_path, write):
     for text in ("old", "new"):
         with runtime.atomic(tmp_path / "out.x") as partial:
@@ -205,6 +222,13 @@ def test_cells_no_longer_asked_for_are_removed(tmp_path):
     assert list(cells) == ["resnet50.a1_in1k", "alexnet"]
     assert cells["alexnet"]["a"] == 7
     assert left_over(tmp_path) == ["alexnet.npz", "notes.txt", "resnet50.a1_in1k.npz"]
+
+
+def test_an_empty_list_of_cells_removes_none(tmp_path):
+    runtime.write_arrays(tmp_path / "resnet18.npz", a=np.array([1]))
+    with pytest.raises(ValueError, match=f"nothing is asked of {tmp_path}: name at least one network"):
+        runtime.read_cells(tmp_path, [])
+    assert left_over(tmp_path) == ["resnet18.npz"]
 
 
 DAMAGED = {
@@ -236,6 +260,19 @@ def test_code_in_a_file_of_arrays_is_never_run(tmp_path, trap):
     with pytest.raises(ValueError, match=r"alexnet\.npz is not an NPZ file, or is damaged"):
         runtime.read_arrays(tmp_path / "alexnet.npz")
     assert not trap.has_sprung()
+
+
+def test_a_file_with_any_bit_turned_around_is_damaged_or_what_it_was(tmp_path):
+    path, cell = tmp_path / "resnet18.npz", {"a": np.arange(3), "b": np.array("x")}
+    runtime.write_arrays(path, **cell)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            read = runtime.read_arrays(path)
+        except (ValueError, OSError):
+            continue
+        assert all(np.array_equal(read[name], cell[name]) for name in read)
 
 
 def test_an_array_that_a_file_does_not_hold_is_named_with_it(tmp_path):

@@ -28,7 +28,7 @@ from PIL import Image
 from test_params import ROOT, arguments, command, composed, resolved
 from torchvision import transforms
 
-from cxlib import networks, runtime
+from cxlib import networks, runs, runtime
 from cxlib.datasets import images
 from cxlib.metrics import parts
 from cxlib.review.report import statistics, tables
@@ -330,7 +330,7 @@ def test_localisation_tables_have_every_setting_on_both_sides(pipeline):
     bins = read(pipeline.folder / "plots" / "localisation_by_p_2.csv")
     counts = {row["p_2"]: int(row["n_images"]) for row in bins}
     assert sum(counts.values()) == len(cell["above"])
-    assert counts["> 0.1"] == (cell["p_2"] > 0.1).sum()
+    assert counts[f"> {pipeline.threshold:g}"] == n_above
 
 
 def test_the_gaussian_control_is_measured_on_the_regions_of_the_folder(pipeline):
@@ -391,8 +391,7 @@ def test_the_table_by_ambiguity_holds_every_masked_image_once(pipeline):
     counts = {row["p_2"]: int(row["n_images"]) for row in rows}
     assert sum(counts.values()) == pipeline.n_above + 5
     assert len(rows) == len(counts) * 2 * (1 + 2 * 3 * 3)
-    cell = np.load(pipeline.folder / "data" / "masking" / "vgg16_bn_narrow.npz")
-    assert counts.get("> 0.1", 0) == (cell["p_2"] > 0.1).sum()
+    assert counts[f"> {pipeline.threshold:g}"] == pipeline.n_above
 
 
 def test_metrics_tell_what_the_reports_hold(pipeline):
@@ -541,6 +540,64 @@ def test_no_command_line_and_no_stage_knows_the_machine(pipeline):
         assert names & settings <= ({"batch_size"} if name.startswith("train@") else set()), name
         assert "CXLIB" not in cmd
     assert not any("machine" in dep for deps in pipeline.deps.values() for dep in deps)
+
+
+def workplace_of(cmd, **changes):
+    """The folder of unfinished work that a stage would work in; nothing is computed."""
+    with mock.patch.object(runs, "workplace", side_effect=ValueError("stopped")) as asked:
+        assert "stopped" in run(cmd, **changes).output
+    return asked.call_args.args[0]
+
+
+def relabel(folder):
+    path = folder / "image_class_labels.txt"
+    path.write_text(re.sub(r"(?m)^(\d+) 1$", r"\1 2", path.read_text()))
+
+
+def shuffle_attributes(folder):
+    path = folder / "attributes" / "class_attribute_labels_continuous.txt"
+    path.write_text("\n".join(reversed(path.read_text().splitlines())))
+
+
+def exchange(folder, side, suffix):
+    """The test images, or what is known of them, change places, and keep each other's time stamps."""
+    names = [path.relative_to(folder / "images") for path in images.read(folder, "test").paths]
+    paths = [(folder / side / name).with_suffix(suffix) for name in names]
+    contents, states = [path.read_bytes() for path in paths], [path.stat() for path in paths]
+    for path, content, state in zip(paths, reversed(contents), states):
+        path.write_bytes(content)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+EDITS = {
+    "labels": (relabel, COMPUTING),
+    "images": (lambda folder: exchange(folder, "images", ".jpg"), COMPUTING),
+    "masks": (lambda folder: exchange(folder, "parts/masks", ".png"), ("localise@vgg16_bn_narrow", "vit@vit_mini")),
+    "attributes": (shuffle_attributes, ("localise@vgg16_bn_narrow", "vit@vit_mini")),
+}
+
+
+@pytest.mark.parametrize(("edit", "name"), [(edit, name) for edit, (_, names) in EDITS.items() for name in names])
+def test_unfinished_work_is_not_taken_up_where_the_data_have_changed(here, tmp_path, edit, name):
+    """Whatever the results depend on, also where sizes and times of files stay as they were."""
+    folder = tmp_path / "birds"
+    shutil.copytree("data/sets/synthbirds", folder)
+    changes = {limit: 0 for limit in ("max_images", "max_images_below") if f"--{limit}" in here.commands[name].split()}
+    before = workplace_of(here.commands[name], data=folder, **changes)
+    assert workplace_of(here.commands[name], data=folder, **changes) == before
+    EDITS[edit][0](folder)
+    assert workplace_of(here.commands[name], data=folder, **changes) != before
+
+
+@pytest.mark.parametrize("name", ["train@vit_mini", "perturb@squeezenet1_1"])
+def test_unfinished_work_is_that_of_the_scripts_and_of_what_computes(here, monkeypatch, name):
+    before = workplace_of(here.commands[name])
+    with mock.patch.object(runs, "fingerprint", return_value="0123") as asked:
+        workplace_of(here.commands[name])
+    script = arguments(here.commands[name])[0]
+    assert {ROOT / script, ROOT / "stages/_experiment.py", ROOT / "stages/_training.py"} <= {*asked.call_args.args[1]}
+    monkeypatch.setattr(runtime, "computed_by", lambda _device: "another processor")
+    assert workplace_of(here.commands[name]) != before
 
 
 @pytest.fixture
@@ -716,7 +773,7 @@ def test_accuracy_headlines_and_curves_are_the_reports(pipeline):
 
 def test_transformer_headlines_are_rows_of_the_table_on_ambiguous_images(pipeline):
     table = pd.read_csv(pipeline.folder / "plots" / "vit.csv")
-    table = table[table["p_2"] == "> 0.1"].set_index(["explainer", "quantity", "variant"])["value"]
+    table = table[table["p_2"] == f"> {pipeline.threshold:g}"].set_index(["explainer", "quantity", "variant"])["value"]
     metrics = headlines(pipeline.folder, "vit")
     assert set(metrics) == {"vit_gradcam", "attention_rollout"}
     for explainer, shown in metrics.items():
@@ -1054,6 +1111,39 @@ def test_figures_say_when_no_image_has_enough_classes(here, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+def with_classes(here, folder, n):
+    """The first classes of the pipeline's birds, in a folder of their own."""
+    shutil.copytree("data/sets/synthbirds", folder)
+    labels = dict(line.split() for line in (folder / "image_class_labels.txt").read_text().splitlines())
+    kept = {image for image, label in labels.items() if int(label) <= n}
+    for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt"):
+        lines = (folder / name).read_text().splitlines()
+        (folder / name).write_text("".join(f"{line}\n" for line in lines if line.split()[0] in kept))
+    lines = (folder / "classes.txt").read_text().splitlines()
+    (folder / "classes.txt").write_text("".join(f"{line}\n" for line in lines[:n]))
+    return folder
+
+
+def test_two_classes_have_a_report_and_nothing_to_show_of_a_third(here, tmp_path):
+    birds, outs = with_classes(here, tmp_path / "birds", 2), training_outs(tmp_path, "reports/two.npz")
+    succeed(here.commands["train@vgg16_bn_narrow"], data=birds, **outs)
+    tabled = {"table": tmp_path / "t.csv", "curves": tmp_path / "c.csv", "metrics": tmp_path / "m.json"}
+    succeed(here.commands["networks"], networks=["two"], folder=tmp_path / "reports", threshold=0, **tabled)
+    (row,) = read(tmp_path / "t.csv")
+    assert (row["n_p2_above_threshold"], row["n_p3_above_threshold"]) == (row["n_images"], "0")
+    maps = {"network": outs["out"], "report": outs["report"], "data": birds, "out": tmp_path / "maps.npz"}
+    for name, n_shown in (("maps@figure_3", 4), ("maps@figure_4", 0)):
+        succeed(here.commands[name], threshold=0, max_images=4, **maps)
+        assert len(np.load(maps["out"])["images"]) == n_shown
+    succeed(here.commands["figure@figure_4"], table=maps["out"], out=tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize("name", ["train@vgg16_bn_narrow", "train@probed"])
+def test_one_class_is_nothing_to_train_on(here, tmp_path, name):
+    result = run(here.commands[name], data=with_classes(here, tmp_path / "birds", 1), **training_outs(tmp_path))
+    assert_one_line(result, tmp_path / "birds", "one class")
+
+
 def test_constant_gradient_is_warned_of(here, tmp_path):
     """MobileNet pools behind its last convolution: its CAMs are one and the same map."""
     changes = {"network": "data/networks/mobilenet_v3_small.pt", "out": tmp_path / "cell.npz"}
@@ -1273,7 +1363,6 @@ def assert_one_line(result, *named):
 BAD = {
     "data@synthbirds": [
         ({"species_per_family": 7}, ["species_per_family", "7"]),
-        ({"ambiguity": 2}, ["ambiguity", "2"]),
         ({"path": "data/nowhere"}, ["data/nowhere"]),
         ({"path": "data/reference"}, ["data/reference", "layout"]),
     ],
@@ -1285,6 +1374,7 @@ BAD = {
         ({"weights": "IMAGENET1K_V1"}, ["--weights IMAGENET1K_V1", "NAME-<first 8 hex digits"]),
         ({"weights": "data/none.pth"}, ["--weights data/none.pth", "NAME-<first 8 hex digits", ".pth"]),
         ({"weights": "data/networks/vgg16_bn_narrow.pt"}, ["vgg16_bn_narrow.pt", "NAME-<first 8 hex digits"]),
+        ({"weights": "/my/vgg-0123abcd"}, ["--weights /my/vgg-0123abcd", "NAME-<first 8 hex digits"]),
         ({"weights": "vgg16_bn_narrow-0123abcd"}, ["vgg16_bn_narrow-0123abcd.pth", "data/weights"]),
         ({"learning_rate": 1e20}, ["lower the learning rate"]),
         ({"frozen": "nowhere"}, ["vgg16_bn_narrow has no part 'nowhere'", "cxlib list layers"]),
@@ -1295,8 +1385,7 @@ BAD = {
         ),
     ],
     "train@probed": [
-        ({"penalty": 0}, ["penalty", "above 0"]),
-        ({"gradient": 0}, ["stopped at a gradient"]),
+        ({"gradient": 1e-30}, ["stopped at a gradient"]),
         ({"architecture": "squeezenet1_1"}, ["squeezenet1_1", "no single linear last layer", "fine-tune"]),
         ({"architecture": "levit_128s"}, ["levit_128s", "no single linear last layer", "fine-tune"]),
     ],
@@ -1312,13 +1401,8 @@ BAD = {
         ({"contrasts": ["original", "normalised"]}, ["'normalised'", "no cotangent"]),
         ({"contrasts": "original,weighted"}, ["'original,weighted'", "weighted"]),  # a list is an option repeated
         ({"contrasts": "params.yaml:perturb.options.contrasts"}, ["params.yaml:perturb.options.contrasts"]),
-        ({"epsilons": [0.001, -0.5]}, ["-0.5"]),
-        ({"epsilons": "nan"}, ["nan"]),
     ],
-    "saturate@squeezenet1_1": [
-        ({"network": "data/none.pt"}, ["data/none.pt"]),
-        ({"epsilon": -0.5}, ["epsilon", "-0.5"]),
-    ],
+    "saturate@squeezenet1_1": [({"network": "data/none.pt"}, ["data/none.pt"])],
     "mask@vgg16_bn_narrow": [
         ({"layer": "features.99"}, ["'features.99'", "features.9"]),
         ({"explainers": ["gradcam", "nonsense"]}, ["nonsense", "xgradcam"]),
@@ -1327,6 +1411,7 @@ BAD = {
         ({"contrasts": ["normalised", "weighted"]}, ["original with weighted", "normalised, weighted"]),
         ({"baselines": "nonsense"}, ["nonsense", "zeros"]),
         ({"rules": "nonsense"}, ["nonsense", "equal_kept"]),
+        ({"blur_kernel": 100}, ["odd", "100"]),
         ({"blur_kernel": 999}, ["at most 63 wide for 32 pixels", "143"]),
         ({"report": "data/none.npz"}, ["data/none.npz"]),
         ({"report": "data/reference/table1.csv"}, ["data/reference/table1.csv", "damaged"]),
@@ -1337,7 +1422,6 @@ BAD = {
         ({"layer": "features.99"}, ["'features.99'", "features.9"]),
         ({"explainers": ["gradcam", "nonsense"]}, ["nonsense", "xgradcam"]),
         ({"contrasts": ["original", "nonsense"]}, ["'nonsense'", "weighted"]),
-        ({"disc_radius": 0}, ["radius", "0"]),
         ({"report": "data/none.npz"}, ["data/none.npz"]),
     ],
     "relate@vgg16_bn_narrow": [
@@ -1345,7 +1429,7 @@ BAD = {
         ({"explainers": ["gradcam", "nonsense"]}, ["nonsense", "xgradcam"]),
         ({"network": "data/networks/none.pt"}, ["data/networks/none.pt"]),
     ],
-    "localisation": [({"folder": "data/none"}, ["data/none"]), ({"p_2_edges": [0.01, 0.1]}, ["[0.01, 0.1]"])],
+    "localisation": [({"folder": "data/none"}, ["data/none"])],
     "maps@figure_3": [({"contrasts": "nonsense"}, ["nonsense"]), ({"explainers": "nonsense"}, ["nonsense"])],
     "vit@vit_mini": [
         ({"network": "data/networks/vgg16_bn_narrow.pt"}, ["NarrowVGG", "no plain Vision Transformer"]),
@@ -1397,6 +1481,33 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, name, changes, named):
     assert contents(here.folder) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "wrong"),
+    [
+        ("perturbation", "changes", np.nan), ("perturbation", "dose", None), ("saturation", "y_t", np.nan),
+        ("masking", "masked", np.nan), ("masking", "p_2", None), ("localisation", "share", np.nan),
+        ("localisation", "p_2", None), ("transformers", "alike", None),
+    ],
+)  # fmt: skip
+def test_a_table_that_fails_leaves_no_other_behind(here, tmp_path, name, array, wrong):
+    """Neither where a later table lacks an array, nor where NaN reaches the headlines."""
+    folder = Path(value_of(here.commands[name], "folder"))
+    for path in folder.iterdir():
+        cell = dict(runtime.read_arrays(path))
+        content = cell.pop(array)
+        cell |= {} if wrong is None else {array: np.full_like(content, wrong)}
+        runtime.write_arrays(tmp_path / "cells" / path.name, **cell)
+    before = contents(tmp_path)
+    assert_one_line(run(here.commands[name], folder=tmp_path / "cells", **elsewhere(here, name, tmp_path)[0]))
+    assert contents(tmp_path) == before
+
+
+def test_a_fit_that_is_no_number_leaves_no_points_behind(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "rank_correlation", lambda *_: np.array([np.nan]))
+    assert_one_line(run(here.commands["gradient_norms"], **elsewhere(here, "gradient_norms", tmp_path)[0]))
+    assert contents(tmp_path) == {}
+
+
 @pytest.mark.parametrize("name", ["train@vit_mini", "perturb@squeezenet1_1", "maps@figure_3", "vit_maps"])
 @pytest.mark.parametrize(
     ("settings", "named"),
@@ -1443,6 +1554,33 @@ def test_a_machine_file_that_says_nonsense_is_one_line_and_leaves_no_file(here, 
     assert contents(here.folder) == before
 
 
+SIZES, AMOUNTS, SHARES = ("0", "-1", "nan", "inf"), ("-1", "nan", "inf"), ("-0.1", "2", "nan")
+NUMBERS = [
+    ("epsilons", SIZES, ["perturb@squeezenet1_1"]),
+    ("epsilon", SIZES, ["saturate@squeezenet1_1"]),
+    ("n_iterations", ("2.5", "true"), ["perturb@squeezenet1_1", "saturate@squeezenet1_1"]),
+    ("blur_sigma", SIZES, ["mask@vgg16_bn_narrow", "vit@vit_mini"]),
+    ("disc_radius", SIZES, ["localise@vgg16_bn_narrow", "vit@vit_mini"]),
+    ("gaussian_sigma", SIZES, ["localise@vgg16_bn_narrow"]),
+    ("threshold", SHARES, ["mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow", "vit@vit_mini", "maps@figure_3"]),
+    ("threshold", SHARES, ["networks"]),
+    ("ambiguity", SHARES, ["data@synthbirds"]),
+    ("penalty", SIZES, ["train@probed"]),
+    ("gradient", SIZES, ["train@probed"]),
+    ("learning_rate", SIZES, ["train@vit_mini"]),
+    ("momentum", SHARES, ["train@vit_mini"]),
+    ("weight_decay", AMOUNTS, ["train@vit_mini"]),
+    ("clip", AMOUNTS, ["train@vit_mini"]),
+]
+LISTS = [
+    ("perturb@squeezenet1_1", "contrasts", "original"),
+    ("perturb@squeezenet1_1", "epsilons", "0.001"),
+    ("perturb@squeezenet1_1", "n_iterations", "2"),
+    ("mask@vgg16_bn_narrow", "rules", "published"),
+    ("claims", "perturbed", "squeezenet1_1"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "named"),
     [
@@ -1467,8 +1605,14 @@ def test_a_machine_file_that_says_nonsense_is_one_line_and_leaves_no_file(here, 
         ("perturb@squeezenet1_1", {"seed": None}, ["--seed", "Missing"]),
         ("gradient_norms", {"max_images": "-1"}, ["--max-images", "-1"]),
         ("mask@vgg16_bn_narrow", {"threshold": "high"}, ["--threshold", "high"]),
+        *(
+            (name, {option: value}, [f"--{option.replace('_', '-')}", value])
+            for option, values, names in NUMBERS
+            for name in names
+            for value in values
+        ),
+        *((name, {lists: [value, value]}, [f"--{lists.replace('_', '-')}", "twice"]) for name, lists, value in LISTS),
         ("vit_maps", {"max_images": "0"}, ["--max-images", "0"]),
-        ("localisation", {"p_2_edges": "0.1,0.01"}, ["--p-2-edges", "0.1,0.01"]),
         ("claims", {"perturbed": []}, ["--perturbed", "Missing"]),
         ("claims", {"related": []}, ["--related", "Missing"]),
         ("train@probed", {"penalty": "small"}, ["--penalty", "small"]),

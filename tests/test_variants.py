@@ -1,5 +1,7 @@
 """Figure 5 in numbers: the variants are explain()'s, the measures are numpy's, two classes are exact."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ from cxlib.review.report import tables
 
 LEADING = torch.tensor([[4, 1], [0, 3], [2, 4]])
 SHOWN = torch.tensor([0, 1, 0])
-NAMES = list(variants.VARIANTS)
+NAMES = list(variants.NAMES)
 EXPLAINERS = list(vit.MAPS)
 
 
@@ -45,17 +47,40 @@ def test_variants_are_the_explanations_of_their_names(network, images, explainer
     assert (maps[:, :, NAMES.index("without_relu")] < 0).any()
 
 
-def test_the_published_rollout_is_a_further_variant_that_changes_none_of_the_others(network, images, regions):
-    maps = variants.maps(network, images, LEADING, "attention_rollout", None)
-    published = variants.published(network, images, LEADING, None)
-    expected = explain(network, images, LEADING, "published_rollout", "probability", relu=True, upsample=False)
-    assert torch.equal(published, expected)
-    measured = variants.compare(torch.cat([maps, published[:, :, None]], 2), regions, SHOWN)
-    without = variants.compare(maps, regions, SHOWN)
-    np.testing.assert_array_equal(measured.alike, without.alike)
-    for with_it, before in zip(measured[1:], without[1:]):
-        assert with_it.shape == (3, len(NAMES) + 1)
-        np.testing.assert_allclose(with_it[:, :-1], before, rtol=1e-12)
+def test_published_is_what_the_reviews_code_draws_from_p_t(network, images):
+    for explainer, theirs, relu in (
+        ("attention_rollout", "published_rollout", True), ("vit_gradcam", "vit_gradcam", False)
+    ):  # fmt: skip
+        maps = variants.maps(network, images, LEADING, explainer, None)
+        expected = explain(network, images, LEADING, theirs, "probability", relu=relu, upsample=False)
+        assert_close(maps[:, :, NAMES.index("published")], expected)
+    measured = variants.compare(maps, torch.zeros(3, 24, 16, dtype=torch.bool), SHOWN)
+    # GradCAM from p_t is the contrastive map, scaled.
+    np.testing.assert_allclose(measured.alike[..., variants.PAIRS.index(("contrastive", "published"))], 1, atol=1e-5)
+
+
+def morans_i(values, neighbours):
+    """By its definition: sums over all pairs, with weight 1 where they are neighbours."""
+    z, n = values.ravel() - values.mean(), values.size
+    return n / neighbours.sum() * (z @ neighbours @ z) / (z @ z)
+
+
+def test_coherence_is_morans_i_beyond_the_mean_of_all_permutations():
+    rng, height, width = np.random.default_rng(0), 3, 2
+    places = np.array(list(np.ndindex(height, width)))
+    neighbours = (np.abs(places[:, None] - places[None]).sum(-1) == 1).astype(float)
+    values = rng.normal(size=(4, height, width))
+    for one, found in zip(values, variants.coherence(values)):
+        permuted = [morans_i(np.array(order), neighbours) for order in itertools.permutations(one.ravel())]
+        assert found == pytest.approx(morans_i(one, neighbours) - np.mean(permuted))
+
+
+def test_coherence_of_a_smooth_a_chequered_and_a_constant_map():
+    rows, columns = np.mgrid[:14, :14]
+    smooth, chequered, constant = variants.coherence(np.stack([rows + columns, (-1.0) ** (rows + columns), 0 * rows]))
+    assert smooth > 0.9
+    assert chequered == pytest.approx(-1 + 1 / 195)
+    assert constant == 0
 
 
 def test_relu_of_gradcam_is_the_positive_part_and_rollouts_is_not(network, images):
@@ -87,7 +112,7 @@ def test_measures_are_those_of_numpy(network, images, regions):
     maps = variants.maps(network, images, LEADING, "attention_rollout", None)
     measured = variants.compare(maps, regions, SHOWN)
     for b in range(3):
-        for v in range(3):
+        for v in range(len(NAMES)):
             t1, t2 = maps[b, 0, v].numpy().ravel(), maps[b, 1, v].numpy().ravel()
             assert measured.between[b, v] == pytest.approx(np.corrcoef(t1, t2)[0, 1])
         for t in range(2):
@@ -97,19 +122,19 @@ def test_measures_are_those_of_numpy(network, images, regions):
 
 
 def test_mass_is_the_shown_classs_positive_one():
-    maps = torch.full((2, 2, 3, 2, 2), -1.0)
+    maps = torch.full((2, 2, 4, 2, 2), -1.0)
     maps[0, 0, :, 0, 0] = 3  # t1's mass lies in the first corner, t2's in the last
     maps[0, 1, :, 1, 1] = maps[1, 1, :, 1, 1] = 3
     maps[1, 0, :, 0, 0] = 3
     regions = torch.zeros(2, 2, 2, dtype=torch.bool)
     regions[:, 0, 0] = True
     measured = variants.compare(maps, regions, torch.tensor([0, 1]))
-    np.testing.assert_array_equal(measured.share, [[1, 1, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(measured.hit, [[1, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(measured.share, [[1] * 4, [0] * 4])
+    np.testing.assert_array_equal(measured.hit, [[1] * 4, [0] * 4])
 
 
 def test_a_constant_map_is_like_no_other(regions):
-    maps = torch.rand(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    maps = torch.rand(3, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     maps[:, :, 0] = 0
     measured = variants.compare(maps, regions, SHOWN)
     assert (measured.alike[..., :2] == 0).all()
@@ -122,7 +147,7 @@ def test_every_block_is_measured(network, images, regions, explainer):
     layers = variants.layers(network, explainer)
     maps = [variants.maps(network, images, LEADING, explainer, layer) for layer in layers]
     swept = variants.compare_each(maps, regions, SHOWN)
-    assert swept.alike.shape == (3, len(layers), 2, 3)
+    assert swept.alike.shape == (3, len(layers), 2, len(variants.PAIRS))
     for place, layer in enumerate(layers):
         one = variants.compare(variants.maps(network, images, LEADING, explainer, layer), regions, SHOWN)
         for field, values in one._asdict().items():
@@ -145,12 +170,12 @@ def test_masks_of_maps_are_those_of_the_images_behind_them(network, images):
     result, _ = masking.mask_maps(
         network, images, maps, LEADING, variants.SIGNED, ["zeros"], ["equal_kept"], blur, chunk=5
     )
-    assert result.shape == (3, 2, 2, 1, 2, 3, 1)
+    assert result.shape == (3, 2, 2, 1, 2, len(NAMES), 1)
     signed = [NAMES.index(name) for name in ("without_relu", "contrastive")]
     for b, e, t in np.ndindex(3, 2, 2):
         own = nn.functional.interpolate(maps[b, e, t][None], (24, 16), mode="bilinear", align_corners=True)[0]
         n_kept = min(int((own[v] > 0).sum()) for v in signed)
-        for v in range(3):
+        for v in range(len(NAMES)):
             lowest = own[v].flatten().argsort(stable=True)[: 24 * 16 - n_kept]
             image = images[b].flatten(1).clone()
             image[:, lowest] = 0
@@ -167,13 +192,15 @@ def compared_cell():
     rng = np.random.default_rng(0)
     n, blocks = 6, 2
     return {
-        "alike": rng.random((n, 2, blocks, 2, 3)),
-        "between": rng.random((n, 2, blocks, 3)),
-        "share": rng.random((n, 2, blocks, 3)),
-        "hit": rng.random((n, 2, blocks, 3)),
-        "masked": rng.random((n, 2, 2, 3, 2, 3, 2)),
+        "alike": rng.random((n, 2, blocks, 2, 4)),
+        "between": rng.random((n, 2, blocks, 4)),
+        "coherence": rng.random((n, 2, blocks, 4)),
+        "share": rng.random((n, 2, blocks, 4)),
+        "hit": rng.random((n, 2, blocks, 4)),
+        "masked": rng.random((n, 2, 2, 3, 2, 4, 2)),
         "unmasked": rng.random((n, 2)),
         "area": np.array([0.1, 0.2, 0, 0.1, 0.3, 0]),
+        "threshold": np.array(0.1),
         "p_2": np.array([0.4, 0.2, 0.3, 0.05, 0.05, 0.0001]),
         "explainers": np.array(EXPLAINERS),
         "chosen_blocks": np.array([1, 0]),

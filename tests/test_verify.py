@@ -158,6 +158,25 @@ def test_damaged_cached_folder_is_found(repository, part):
     assert "folder: cached copy of folder's output is damaged" in out
 
 
+def test_what_dvc_yaml_no_longer_has_is_no_problem(repository):
+    """As after another profile: its outputs are gone, its entries stay."""
+    (repository / "dvc.yaml").write_text(PIPELINE.partition("  numbers:")[0])
+    (repository / "numbers.json").unlink()
+    code, out, err = verify(repository)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "Not looked at, for dvc.yaml no longer has them: numbers"
+    assert out.splitlines()[1] == "3 outputs of 3 stages match dvc.lock"
+
+
+@pytest.mark.parametrize("text", ["stages: [", "stages: {folder: {}}"])
+def test_damaged_pipeline_is_one_clear_line(repository, text):
+    (repository / "dvc.yaml").write_text(text)
+    code, out, err = verify(repository)
+    assert (code, out) == (1, "")
+    assert "dvc.yaml cannot be read" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_cache_may_lie_elsewhere(repository):
     (repository / ".dvc" / "cache").rename(repository.parent / "common")
     assert verify(repository)[0] == 1

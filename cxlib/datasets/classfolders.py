@@ -1,5 +1,6 @@
 """Images in one folder a class, as torchvision's `ImageFolder` reads them: a folder, or its ``train`` and ``test``."""
 
+from itertools import permutations
 from pathlib import Path
 
 from cxlib import runtime
@@ -21,17 +22,23 @@ def read(folder: str | Path, split: str = "test") -> Samples:
     A folder without ``train`` holds test images only.
 
     Raises:
-        ValueError: there are fewer than two class folders with images, or none to train on.
+        ValueError: there are fewer than two class folders with images, or none to train on; or the two sides have
+            other classes, so that a class would have another label on each.
     """
     runtime.check_name("split", split, ("train", "test"))
     base = root(folder)
     if base is None:
         raise ValueError(f"{folder} holds no class folders with images")
-    if split == "train":
-        base = Path(folder) / "train"
-        if not base.is_dir():
-            raise ValueError(f"{folder} has no folder train/: its images can be tested (0 epochs), not trained on")
-    found = _classes(base)
+    sides = {"test": _classes(base)}
+    # Where there is no ``test``, ``train`` may be a class.
+    if base != Path(folder) and (training := Path(folder) / "train").is_dir():
+        sides["train"] = _classes(training)
+    if split not in sides:
+        raise ValueError(f"{folder} has no train/ beside a test/: its images can be tested, not trained on")
+    for side, other in permutations(sides, 2):
+        if lacking := next((name for name in sides[other] if name not in sides[side]), None):
+            raise ValueError(f"{Path(folder, side)} has no images of {lacking}, which {other}/ has: complete it")
+    found = sides[split]
     paths = [path for files in found.values() for path in files]
     labels = [label for label, files in enumerate(found.values()) for _ in files]
     return Samples(tuple(paths), tuple(labels), tuple(found))

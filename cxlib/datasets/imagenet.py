@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from cxlib import runtime
 from cxlib.datasets.samples import Samples
 
 WNID = re.compile(r"n\d{8}")
@@ -13,9 +14,13 @@ SOURCE = "image-net.org (Download, ILSVRC2012, after registration)"
 SUFFIXES = {".jpeg", ".jpg", ".png"}
 
 
-def root(folder: str | Path) -> Path | None:
-    """The folder that holds the WordNet ids, this one or its ``val``; None when there is none."""
-    for candidate in (Path(folder), Path(folder) / "val"):
+def root(folder: str | Path, split: str = "test") -> Path | None:
+    """The folder that holds one side's WordNet ids; None when there is none.
+
+    Test images lie in this folder or in its ``val``, training images in its ``train``.
+    """
+    folder = Path(folder)
+    for candidate in {"train": (folder / "train",), "test": (folder, folder / "val")}[split]:
         if candidate.is_dir() and any(WNID.fullmatch(entry.name) for entry in candidate.iterdir()):
             return candidate
     return None
@@ -26,15 +31,16 @@ def is_unsorted(folder: str | Path) -> bool:
     return root(folder) is None and any((Path(folder) / name).is_file() for name in ARCHIVES)
 
 
-def read(folder: str | Path) -> Samples:
-    """All images below ``folder`` or ``folder/val``, sorted by WordNet id and name, with all 1000 classes.
+def read(folder: str | Path, split: str = "test") -> Samples:
+    """All images of one split, sorted by WordNet id and name, with all 1000 classes; see `root` for where they lie.
 
     A label is the WordNet id's place among ILSVRC2012's 1000 sorted ones, torchvision's order; the place among
     the folders on disk or the devkit's number would be another class.
 
     Raises:
-        ValueError: no class folders, an unknown WordNet id, or no images.
+        ValueError: no class folders, an unknown WordNet id, or no images; or none to train on.
     """
+    runtime.check_name("split", split, ("train", "test"))
     if is_unsorted(folder):
         raise ValueError(f"{folder} holds ILSVRC2012's archives, not sorted: use fetch.ilsvrc2012_validation")
     # Only here: the table of 1000 ids lives in timm, whose import takes seconds.
@@ -42,7 +48,9 @@ def read(folder: str | Path) -> Samples:
 
     info = ImageNetInfo()
     index = {wnid: position for position, wnid in enumerate(info.label_names())}
-    base = root(folder)
+    base = root(folder, split)
+    if base is None and split == "train":
+        raise ValueError(f"{folder} has no train/ with folders n01440764, …: its images can be tested, not trained on")
     if base is None:
         raise ValueError(f"{folder} holds no class folders named by WordNet id (n01440764, …), nor does its val/")
     paths, labels = [], []

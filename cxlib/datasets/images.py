@@ -17,7 +17,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 def read(folder: str | Path, split: str = "test") -> Samples:
-    """The samples of a folder, in the layout of CUB, Food-101, ImageNet (validation images only) or class folders.
+    """The samples of a folder, in the layout of CUB, Food-101, ImageNet or class folders.
 
     Raises:
         ValueError: none of these layouts is found, or the folder is broken.
@@ -27,7 +27,7 @@ def read(folder: str | Path, split: str = "test") -> Samples:
     if food101.root(folder) is not None:
         return food101.read(folder, split)
     if imagenet.root(folder) is not None or imagenet.is_unsorted(folder):
-        return imagenet.read(folder)
+        return imagenet.read(folder, split)
     if classfolders.root(folder) is not None:
         return classfolders.read(folder, split)
     raise ValueError(

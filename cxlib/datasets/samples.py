@@ -1,5 +1,6 @@
 """What every reader returns: paths, labels and class names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,3 +21,8 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def take(self, indices: Sequence[int]) -> "Samples":
+        """Some of them, by their places, of the same classes."""
+        paths, labels = (self.paths[index] for index in indices), (self.labels[index] for index in indices)
+        return Samples(tuple(paths), tuple(labels), self.classes)

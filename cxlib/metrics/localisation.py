@@ -25,6 +25,7 @@ that is the map for t2 measured as if it were the map for t1, and the other way 
 *which* of the two classes the parts speak for.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -89,7 +90,12 @@ def gaussian(image_size: int, sigma: float) -> Tensor:
     Args:
         image_size: S.
         sigma: standard deviation as a share of the side.
+
+    Raises:
+        ValueError: sigma is not finite and above 0.
     """
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"the standard deviation of the Gaussian must be finite and above 0, got {sigma}")
     distance = (torch.arange(image_size, dtype=torch.float64) + 0.5) / image_size - 0.5
     line = (-0.5 * (distance / sigma) ** 2).exp()
     return line[:, None] * line

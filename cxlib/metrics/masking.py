@@ -1,6 +1,8 @@
 """Blur and mask (Table 1): hide what a map calls unimportant and read the two leading classes' balance."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -45,7 +47,13 @@ class Blur(NamedTuple):
     sigma: float = 15.0
 
     def at(self, image_size: int) -> "Blur":
-        """What it is at 224 x 224, at another size: as much of the image."""
+        """What it is at 224 x 224, at another size: as much of the image.
+
+        Raises:
+            ValueError: the kernel is even, so that it has no centre.
+        """
+        if self.kernel % 2 == 0:
+            raise ValueError(f"a blur kernel must be odd, got {self.kernel}")
         return Blur(2 * round(self.kernel // 2 * image_size / 224) + 1, self.sigma * image_size / 224)
 
 
@@ -53,7 +61,7 @@ def gaussian_blur(images: Tensor, _zero: Tensor, blur: Blur) -> Tensor:
     """Gaussian blur with reflected borders, as torchvision's, as one matrix product a side: 100 times faster.
 
     Raises:
-        ValueError: the kernel is even, or reaches further than the image.
+        ValueError: the kernel is even, or reaches further than the image; or sigma is not finite and above 0.
     """
     rows, columns = (_blur_matrix(size, blur).to(images) for size in images.shape[-2:])
     return rows @ images @ columns.T
@@ -116,6 +124,26 @@ def unequal(ranks: Tensor, counts: Tensor, _pair: Sequence[int], features: str) 
     return _outermost(ranks, counts, features)
 
 
+def shifted(ranks: Tensor, counts: Tensor, pair: Sequence[int], features: str) -> Tensor:
+    """A control: the masks of `equal_kept`, moved by half the image's height and width, over its edges.
+
+    As many pixels stay, in the same shapes, but elsewhere: hiding as such pulls a relative probability to one half.
+
+    Args and returns as `published`.
+    """
+    half = (ranks.shape[-2] // 2, ranks.shape[-1] // 2)
+    return equal_kept(ranks.roll(half, (-2, -1)), counts, pair, features)
+
+
+def fixed_area(share: float, ranks: Tensor, counts: Tensor, _pair: Sequence[int], features: str) -> Tensor:
+    """Keep this share of every map's pixels, the highest (or lowest), whatever their sign.
+
+    Args and returns as `published`.
+    """
+    kept = round(share * ranks.shape[-1] * ranks.shape[-2])
+    return _outermost(ranks, torch.full_like(counts[:, :1], kept), features)
+
+
 def _outermost(ranks: Tensor, kept: Tensor, features: str) -> Tensor:
     """The highest (or lowest) pixels of every map: (B, C, H, W) and their numbers (B, C) or (B, 1)."""
     n_pixels, kept = ranks.shape[-1] * ranks.shape[-2], kept[..., None, None]
@@ -126,6 +154,10 @@ RULES: dict[str, Callable[[Tensor, Tensor, Sequence[int], str], Tensor]] = {
     "published": published,
     "equal_kept": equal_kept,
     "unequal": unequal,
+    "shifted": shifted,
+    "area_10": partial(fixed_area, 0.1),
+    "area_30": partial(fixed_area, 0.3),
+    "area_50": partial(fixed_area, 0.5),
 }
 
 
@@ -327,6 +359,8 @@ def _blur_matrix(size: int, blur: Blur) -> Tensor:
     half = blur.kernel // 2
     if blur.kernel % 2 == 0 or half >= size:
         raise ValueError(f"a blur kernel must be odd and at most {2 * size - 1} wide for {size} pixels: {blur.kernel}")
+    if not 0 < blur.sigma < math.inf:
+        raise ValueError(f"the sigma of a blur must be finite and above 0, got {blur.sigma}")
     offsets = torch.arange(-half, half + 1, dtype=torch.float64)
     weights = (-0.5 * (offsets / blur.sigma) ** 2).exp()
     line = torch.eye(size, dtype=torch.float64)[:, None]  # every unit impulse, as a batch of lines

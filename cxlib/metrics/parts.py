@@ -56,7 +56,7 @@ def read(folder: str | Path, disc_radius: float) -> Parts:
         ValueError: a list of the parts is missing or broken, or the radius is not positive.
     """
     folder = Path(folder)
-    if not disc_radius > 0:
+    if not 0 < disc_radius < np.inf:
         raise ValueError(f"the radius of a part must be a positive share of the bounding box's diagonal: {disc_radius}")
     numbers = {name: int(number) for number, name in cub.table(folder / "parts" / "parts.txt").items()}
     masks = (folder / "parts" / "masks").is_dir()

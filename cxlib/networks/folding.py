@@ -26,14 +26,14 @@ def folded(network: nn.Module) -> nn.Module:
         parts = copy.copy(network)
         parts._modules = {name: child and folded(child) for name, child in network._modules.items()}
         return parts
-    modules = dict(traced.named_modules())
+    modules: dict[Any, Any] = dict(traced.named_modules())
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     for node in traced.graph.nodes:
-        norm = modules[node.target] if calls[node.target] == 1 else None
+        norm: Any = modules[node.target] if calls[node.target] == 1 else None
         if not _is(norm, "BatchNorm2d", "BatchNormAct2d") or norm.running_var is None:
             continue
         feeding = node.args[0]
-        convolution = modules[feeding.target] if calls[feeding.target] == 1 else None
+        convolution: Any = modules[feeding.target] if calls[feeding.target] == 1 else None
         if _is(convolution, "Conv2d", "Conv2dSame") and len(feeding.users) == 1:
             traced.set_submodule(feeding.target, fuse_conv_bn_eval(convolution, norm))
             if hasattr(norm, "act"):  # timm's activation, in the batch norm's place

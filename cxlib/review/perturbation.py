@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -225,5 +226,7 @@ def check(images: Tensor, targets: Tensor, epsilon: float, n_iterations: int) ->
         raise ValueError(f"images must be float32 or float64, got {images.dtype}, which swallows steps of this size")
     if targets.ndim != 1:
         raise ValueError(f"targets must be (B,), got shape {tuple(targets.shape)}")
-    if not 0 < epsilon < math.inf or n_iterations < 1:
-        raise ValueError(f"epsilon must be finite and > 0, and n_iterations >= 1, got {epsilon} and {n_iterations}")
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"epsilon must be finite and > 0, got {epsilon}")
+    if not isinstance(n_iterations, Integral) or isinstance(n_iterations, bool) or n_iterations < 1:
+        raise ValueError(f"n_iterations must be a whole number >= 1, got {n_iterations}")

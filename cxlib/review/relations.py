@@ -24,7 +24,8 @@ class Related(NamedTuple):
 
     Attributes:
         between: (B, explainers, contrasts), correlation of the maps of t1 and t2.
-        strangers: (B, explainers), the same of the original maps of two other classes, drawn at random.
+        strangers: (B, explainers), the same of the original maps of two other classes, drawn at random; NaN where the
+            network tells fewer than four classes apart.
         residual: (B, explainers), share of the original map of t2 that no multiple of the map of t1 explains.
         alike: (B, explainers, pairs), correlation of two contrasts' maps of t1, by `PAIRS`.
         negative: (B, explainers, contrasts), share of the pixels of the map of t1 that are negative.
@@ -51,30 +52,34 @@ def relate(
     """Relate the maps of each image's two most probable classes.
 
     Args:
-        network: maps images (B, 3, H, W) in [0, 1] to logits (B, K), K >= 4.
+        network: maps images (B, 3, H, W) in [0, 1] to logits (B, K), K >= 2.
         images: (B, 3, H, W) in [0, 1].
         explainers: names in `explainers.EXPLAINERS`.
         layer: the explanation layer, as `explain` takes it.
         generators: one an image, which draws its two other classes.
 
     Raises:
-        ValueError: there are fewer than four classes, an unknown name, or a layer without a map.
+        ValueError: there is but one class, an unknown name, or a layer without a map.
     """
     logits = taps.logits(network, images).double().cpu()
-    if logits.shape[1] < 4:
-        raise ValueError(f"two leading classes and two others make four, the network tells {logits.shape[1]} apart")
+    n_classes = logits.shape[1]
+    if n_classes < 2:
+        raise ValueError("maps of two classes are related, the network knows one")
     order = logits.argsort(dim=1, descending=True, stable=True)
-    others = 2 + torch.stack([torch.randperm(logits.shape[1] - 2, generator=generator)[:2] for generator in generators])
+    others = 2 + torch.stack([torch.randperm(n_classes - 2, generator=generator)[:2] for generator in generators])
     places = {name: place for place, name in enumerate(CONTRASTS)}
     measured = []
     for name in explainers:
         maps = explain(network, images, order[:, :2], name, CONTRASTS, layer, upsample=False)
         t1, t2 = maps.transpose(0, 1).double().cpu().flatten(3).unbind(2)  # (B, contrasts, pixels) each
-        strangers = explain(network, images, order.gather(1, others), name, "original", layer, upsample=False)
+        apart = torch.full((len(images),), torch.nan, dtype=torch.float64)
+        if n_classes >= 4:
+            originals = explain(network, images, order.gather(1, others), name, "original", layer, upsample=False)
+            apart = correlation(*originals.double().cpu().flatten(2).unbind(1))
         measured.append(
             (
                 correlation(t1, t2),
-                correlation(*strangers.double().cpu().flatten(2).unbind(1)),
+                apart,
                 1 - cosine(t1[:, 0], t2[:, 0]) ** 2,
                 torch.stack([correlation(t1[:, places[a]], t1[:, places[b]]) for a, b in PAIRS], -1),
                 (t1 < 0).double().mean(-1),
@@ -82,8 +87,8 @@ def relate(
         )
     alpha = contrasts.weighted(logits, order[:, 0]).clamp(max=0)  # -alpha_s, and 0 for the target
     p = logits.softmax(1).gather(1, order[:, :2])
-    between, apart, residual, alike, negative = (torch.stack(values, 1) for values in zip(*measured))
-    return Related(between, apart, residual, alike, negative, 1 / (alpha**2).sum(1), p)
+    between, strangers, residual, alike, negative = (torch.stack(values, 1) for values in zip(*measured))
+    return Related(between, strangers, residual, alike, negative, 1 / (alpha**2).sum(1), p)
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 The review looks at three variants of each explainer and sees no significant effect of the contrast. Here they are
 measured: how alike the variants' maps are, and how alike those of the two most probable classes, as Pearson
 correlations over the patches (a variant that cannot tell the two classes apart has 1 here, one whose evidence for the
-one is evidence against the other has -1); and what lies in the parts that tell the two classes apart.
-`masking.mask_maps` adds what the network makes of the marked pixels.
+one is evidence against the other has -1); how coherent a map is in space; and what lies in the parts that tell the two
+classes apart. Beside the review's three variants stands what its own code draws. `masking.mask_maps` adds what the
+network makes of the marked pixels.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,20 @@ from cxlib.explainers import explain, resized, vit
 from cxlib.metrics import localisation
 from cxlib.review.report.statistics import correlation
 
-#: Contrast and ReLU of each variant; of the last two, which are signed, `masking` takes the number of hidden pixels.
+#: Contrast and ReLU of each of the review's three variants, the last two of which are signed.
 VARIANTS = {"standard": ("original", True), "without_relu": ("original", False), "contrastive": ("weighted", False)}
-SIGNED = [list(VARIANTS).index(name) for name in ("without_relu", "contrastive")]
+#: What the review's own code draws for contrastive, from p_t: of the rollout another map (`vit.published_rollout`).
+PUBLISHED = {"vit_gradcam": ("vit_gradcam", False), "attention_rollout": ("published_rollout", True)}
+#: All that is measured, and the two of which `masking` takes the number of hidden pixels.
+NAMES = (*VARIANTS, "published")
+SIGNED = [NAMES.index(name) for name in ("without_relu", "contrastive")]
 #: Variants whose maps of one class are correlated with each other.
-PAIRS = (("standard", "without_relu"), ("standard", "contrastive"), ("without_relu", "contrastive"))
+PAIRS = (
+    ("standard", "without_relu"),
+    ("standard", "contrastive"),
+    ("without_relu", "contrastive"),
+    ("contrastive", "published"),
+)
 
 
 class Compared(NamedTuple):
@@ -31,12 +41,14 @@ class Compared(NamedTuple):
     Attributes:
         alike: (B, 2 targets, pairs), correlation of two variants' maps of one class.
         between: (B, variants), correlation of the maps of t1 and t2.
+        coherence: (B, variants), of the shown class's map, see the function.
         share: (B, variants), share of the shown class's positive mass inside the region, see `localisation`.
         hit: (B, variants), whether the map's peak lies there.
     """
 
     alike: np.ndarray
     between: np.ndarray
+    coherence: np.ndarray
     share: np.ndarray
     hit: np.ndarray
 
@@ -80,36 +92,45 @@ def maps(network: nn.Module, images: Tensor, targets: Tensor, explainer: str, la
         contrasts = [VARIANTS[name][0] for name in names]
         own = explain(network, images, targets, explainer, contrasts, layer, relu, upsample=False)
         found |= dict(zip(names, own))
-    return torch.stack([found[name] for name in VARIANTS], 2)
+    theirs, relu = PUBLISHED[explainer]
+    found["published"] = explain(network, images, targets, theirs, "probability", layer, relu, upsample=False)
+    return torch.stack([found[name] for name in NAMES], 2)
 
 
-def published(network: nn.Module, images: Tensor, targets: Tensor, layer: str | nn.Module | None) -> Tensor:
-    """The rollout of the review's own code, from p_t, at the patches' resolution: (B, T, h, w).
+def coherence(maps: np.ndarray) -> np.ndarray:
+    """Moran's I of maps (..., h, w) over neighbouring patches, less what permuted patches have on average: (...).
 
-    Not in `VARIANTS`, for it has no GradCAM beside it; ``torch.cat([maps, published[:, :, None]], 2)`` is measured by
-    `compare` as a further variant, in no pair.
-
-    Args as `maps`.
+    About 0 where the patches are strewn at random, towards 1 for a smooth map, negative for a chequered one; 0 for a
+    constant one. The neighbours of a patch are those that share a side with it.
     """
-    return explain(network, images, targets, "published_rollout", "probability", layer, True, upsample=False)
+    height, width = maps.shape[-2:]
+    deviation = maps - maps.mean((-2, -1), keepdims=True)
+    products = (deviation[..., 1:, :] * deviation[..., :-1, :]).sum((-2, -1))
+    products += (deviation[..., 1:] * deviation[..., :-1]).sum((-2, -1))
+    covariance = products / (height * (width - 1) + (height - 1) * width)
+    variance = (deviation**2).mean((-2, -1))
+    expected = -1 / (height * width - 1)
+    return np.divide(covariance, variance, out=np.full_like(variance, expected), where=variance > 0) - expected
 
 
 def compare(explained: Tensor, regions: Tensor, shown: Tensor) -> Compared:
     """Measure maps (B, 2 targets, variants, h, w) of the classes t1 and t2.
 
     Args:
-        explained: what `maps` returns for two targets, with or without further variants behind.
+        explained: what `maps` returns for two targets.
         regions: (B, H, W) bool, where the two classes differ.
         shown: (B,), 1 where the image shows t2 and 0 elsewhere: the class whose positive mass belongs in the region.
     """
     flat = explained.double().flatten(-2).cpu().numpy()
-    places = {name: place for place, name in enumerate(VARIANTS)}
+    places = {name: place for place, name in enumerate(NAMES)}
     alike = np.stack([correlation(flat[:, :, places[a]], flat[:, :, places[b]]) for a, b in PAIRS], -1)
-    upsampled = resized(explained[torch.arange(len(explained)), shown], regions.shape[-2:])  # (B, variants, H, W)
+    of_shown = explained[torch.arange(len(explained)), shown]  # (B, variants, h, w)
+    upsampled = resized(of_shown, regions.shape[-2:])
     measured = localisation.measure(upsampled, regions[:, None])
     positive = localisation.SIGNS.index("positive")
     inside = (values[..., positive].cpu().numpy() for values in (measured.share, measured.hit))
-    return Compared(alike, correlation(flat[:, 0], flat[:, 1]), *inside)
+    coherent = coherence(of_shown.double().cpu().numpy())
+    return Compared(alike, correlation(flat[:, 0], flat[:, 1]), coherent, *inside)
 
 
 def compare_each(explained: Sequence[Tensor], regions: Tensor, shown: Tensor) -> Compared:

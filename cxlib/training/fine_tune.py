@@ -171,11 +171,12 @@ def fine_tune(
         seed: of every draw.
         measure: called on all ranks after each epoch, with the number of epochs done; rank 0's value is kept.
         ranks: the processes that share the batches.
-        folder: where the training is kept as `checkpoint.pt`, and is taken up again; None keeps nothing.
+        folder: where the training is kept as `checkpoint.pt`, and is taken up again, unless the file is damaged; None
+            keeps nothing.
         every: seconds between two checkpoints within an epoch; there is one after each epoch's measure.
 
     Raises:
-        ValueError: an unknown name in the recipe, or a damaged checkpoint.
+        ValueError: an unknown name in the recipe.
         FloatingPointError: the loss is no longer finite; the last checkpoint, if there is one, stays.
     """
     runtime.check_name("schedule", recipe.schedule, SCHEDULES)
@@ -343,8 +344,8 @@ class _Checkpoint:
             return None
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises many kinds for a damaged file
-            raise ValueError(f"{self.path} is damaged: remove it, and the training begins anew") from error
+        except Exception:  # torch.load raises many kinds for a damaged file
+            return None
 
 
 class Source(Protocol):

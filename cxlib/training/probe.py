@@ -53,7 +53,7 @@ def fit(features: Tensor, labels: np.ndarray, n_classes: int, penalty: float, gr
     """
     if features.ndim != 2:
         raise ValueError(f"a probe takes features (N, D), got {tuple(features.shape)}: fine-tune this network")
-    if not penalty > 0:
+    if not 0 < penalty < np.inf:
         raise ValueError(f"the penalty of a probe must be above 0, so that it has one optimum, not {penalty}")
     # Without their mean, which the bias makes up for, and in the coordinates of their span, where W lies, the features
     # ask for the same head in fewer and shorter steps.

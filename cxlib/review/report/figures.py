@@ -16,7 +16,7 @@ from cxlib.review.report.claims import HOLDS, IDENTITY, NOT_SHOWN, REFUTED, STAT
 from cxlib.review.report.statistics import second_degree_fit
 from cxlib.review.report.tables import SURENESS, sureness
 
-PAIR_COLOURS = ("#7f6a93", "#e0a458", "#5b9a68")
+PAIR_COLOURS = ("#7f6a93", "#e0a458", "#5b9a68", "#9aa0a6")
 """One colour a pair of variants."""
 
 LABELS = overlay.LABELS | {
@@ -357,7 +357,7 @@ def localisation_by_p_2(table: pd.DataFrame, path: Path | str) -> None:
             places, colour = np.arange(len(line)) + shift, COLOURS.get(contrast, "black")
             axis.vlines(places, line["low"], line["high"], color=colour, linewidth=1.5)
             axis.plot(places, line["value"], "o-", color=colour, markersize=4, linewidth=0.8, label=contrast)
-        ticks = ["\nto ".join(p_2.split(" to ")) + f"\n({n})" for p_2, n in zip(line["p_2"], line["n_images"])]
+        ticks = [p_2.replace("–", "–\n") + f"\n({n})" for p_2, n in zip(line["p_2"], line["n_images"])]
         axis.axhline(0, color="black", linewidth=0.7)
         axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
         axis.set_xlim(-0.5, len(ticks) - 0.5)
@@ -379,6 +379,7 @@ def transformers(table: pd.DataFrame, path: Path | str) -> None:
     panels = {
         "alike": "correlation of two variants",
         "between": "correlation of $t_1$ and $t_2$",
+        "coherence": "Moran’s I beyond chance",
         "gain": "mass inside the telling part,\nminus its share of area",
         "positive_kept": "relative probability of $t_2$,\npositive features kept",
     }

@@ -68,35 +68,6 @@ class Estimate(NamedTuple):
     p_value: np.ndarray
 
 
-def bca(
-    values: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    rng: np.random.Generator,
-    clusters: Sequence[Hashable] | None = None,
-    n_resamples: int = 10_000,
-) -> Estimate:
-    """A statistic of the means of (B, ...) values over the images B, with its BCa interval and p-value.
-
-    BCa (Efron 1987) corrects the percentile interval for bias and skewness, but not for the spread that few images
-    understate: of ten normal ones one interval in ten, not in twenty, misses the mean. All columns share the resampled
-    images. A column without spread, a single image's or cluster's too, has an interval without width, and the smallest
-    p-value, 1 / (n_resamples + 1), unless it is zero: then 1. So it is the caller who asks for enough of them. Where
-    a resample's statistic is NaN, so are the bounds and the p-value.
-
-    Args:
-        values: (B, ...).
-        statistic: from means (R, ...) of R resamples to (R, ...).
-        rng: draws the resamples.
-        clusters: (B,) labels; images of one label (the same bird, the same scene) are drawn together. The mean stays
-            that over images, so that a cluster counts as much as it has images. None: each image is its own.
-        n_resamples: how many.
-
-    Raises:
-        ValueError: there are no images, or not one label an image.
-    """
-    return _estimate(_resample(values[None], statistic, rng, clusters, n_resamples))
-
-
 def crossed(
     values: np.ndarray,
     statistic: Callable[[np.ndarray], np.ndarray],
@@ -112,14 +83,21 @@ def crossed(
     interval speaks of other networks like these too. Its variance is that of the N network means over N, plus that of
     the images' means over B, plus that of what neither explains over N B.
 
-    The acceleration leaves out images only, not networks: the skewness of a handful of networks would be noise. For
-    the same reason the interval is about sqrt(1 - 1 / N) times too narrow where networks differ more than images do.
+    BCa (Efron 1987) corrects the percentile interval for bias and skewness, but not for the spread that few images
+    understate: of ten normal ones one interval in ten, not in twenty, misses the mean. The acceleration leaves out
+    images only, not networks: the skewness of a handful of networks would be noise. For the same reason the interval is
+    about sqrt(1 - 1 / N) times too narrow where networks differ more than images do.
+
+    All columns share the resampled images. A column without spread, a single image's or cluster's too, has an interval
+    without width, and the smallest p-value, 1 / (n_resamples + 1), unless it is zero: then 1. So it is the caller who
+    asks for enough of them. Where a resample's statistic is NaN, so are the bounds and the p-value.
 
     Args:
         values: (N, B, ...).
         statistic: from means (R, ...) of R resamples over both axes to (R, ...).
         rng: draws the resamples.
-        clusters: (B,) labels of images, as in `bca`.
+        clusters: (B,) labels; images of one label (the same bird, the same scene) are drawn together. The mean stays
+            that over images, so that a cluster counts as much as it has images. None: each image is its own.
         n_resamples: how many.
 
     Raises:
@@ -141,15 +119,15 @@ def inside(
 ) -> Estimate:
     """Whether the mean of (B, ...) values over the images B lies within (-bound, bound), from two one-sided tests.
 
-    The mean and its 95 % interval are those of `bca`; the p-value is not: it is that the mean is not inside, the
-    larger of the one-sided ones that it is at most -bound and that it is at least bound. It is below 0.05 where the
-    90 % interval, not the 95 % one, lies inside.
+    The mean and its 95 % interval are those of `crossed` for one network; the p-value is not: it is that the mean is
+    not inside, the larger of the one-sided ones that it is at most -bound and that it is at least bound. It is below
+    0.05 where the 90 % interval, not the 95 % one, lies inside.
 
     Args:
         values: (B, ...).
         bound: what is no difference to speak of.
         rng: draws the resamples.
-        clusters: (B,) labels of images, as in `bca`.
+        clusters: (B,) labels of images, as in `crossed`.
         n_resamples: how many.
 
     Raises:

@@ -1,6 +1,6 @@
 """From values of single images to the review's tables: long data frames, one row a number."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise, product
 
 import numpy as np
@@ -12,9 +12,6 @@ from cxlib.review.report.statistics import bootstrap_mean, correlation, sign_fli
 Arrays = Mapping[str, np.ndarray]
 #: Sign that makes a difference of relative probability good news for the contrast that is compared with original.
 BETTER = {"positive": 1.0, "negative": -1.0}
-#: Where the bins of p_2 meet, from the most ambiguous images to the clearest, and their names.
-EDGES = (0.1, 0.01, 0.001)
-BINS = ("> 0.1", "0.01–0.1", "0.001–0.01", "< 0.001")
 
 #: Of localisation: what is measured, and the masses that the truth chooses.
 QUANTITIES, MASSES = ("share", "gain", "hit"), ("evidence", "exchanged")
@@ -214,15 +211,26 @@ def margins(cell: Arrays) -> np.ndarray:
     return (masked - masked[..., [list(cell["contrasts"]).index("original")], :]) * better
 
 
+def bins(cell: Arrays) -> dict[str, np.ndarray]:
+    """Which of a cell's images lie in each bin of p_2, by name, from the most ambiguous images to the clearest.
+
+    Bins meet at the cell's threshold, its tenth and its hundredth, each of which is of the bin below it.
+    """
+    edges = [float(cell["threshold"]) / part for part in (1, 10, 100)]
+    names = [f"> {edges[0]:g}", *(f"{low:g}–{high:g}" for high, low in pairwise(edges)), f"< {edges[-1]:g}"]
+    sides = pairwise([np.inf, *edges, -np.inf])
+    return {name: (low < cell["p_2"]) & (cell["p_2"] <= high) for name, (high, low) in zip(names, sides)}
+
+
 def by_ambiguity(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
-    """Table 1 as p_2 goes from above the first of `EDGES` to below the last: means over explainers and baselines.
+    """Table 1 in `bins` of p_2: means over explainers and baselines.
 
     The rows of kept features `all` are the unmasked images. Bins without images have no rows.
     """
     rows = []
     for network, cell in cells.items():
         axes = [cell[axis] for axis in ("targets", "features", "contrasts", "rules")]
-        for name, inside in zip(BINS, _in_bins(cell["p_2"], EDGES)):
+        for name, inside in bins(cell).items():
             if not inside.any():
                 continue
             unmasked = bootstrap_mean(cell["unmasked"][inside], rng)
@@ -292,22 +300,13 @@ def localisation(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.Da
     return pd.DataFrame(rows, columns=[*columns, "area", "n_images", "truth"])
 
 
-def localisation_by_p_2(cells: Mapping[str, Arrays], edges: Sequence[float], rng: np.random.Generator) -> pd.DataFrame:
-    """How localisation goes as the second class vanishes: the evidence, mean over targets, in bins of p_2.
-
-    Args:
-        cells: for each network the arrays of the localisation stage.
-        edges: bins' edges, falling; above the first and below the last there is one more bin each.
-        rng: draws the bootstrap's resamples.
-    """
-    if list(edges) != sorted(edges, reverse=True):
-        raise ValueError(f"the edges of the bins of p_2 must fall: {list(edges)}")
-    names = [f"> {edges[0]:g}", *(f"{low:g} to {high:g}" for high, low in pairwise(edges)), f"< {edges[-1]:g}"]
+def localisation_by_p_2(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """How localisation goes as the second class vanishes: the evidence, mean over targets, in `bins` of p_2."""
     rows = []
     for network, cell in cells.items():
         values = _localised(cell)[0][..., -1, -2]  # the mean over targets, the evidence
         axes = [QUANTITIES, [*map(str, cell["explainers"]), "mean"], cell["contrasts"].tolist()]
-        for name, inside in zip(names, _in_bins(cell["p_2"], edges)):
+        for name, inside in bins(cell).items():
             if not inside.any():
                 continue
             interval = bootstrap_mean(values[inside], rng)
@@ -323,16 +322,17 @@ def transformers(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.Da
     """Figure 5 in numbers: each measure of the variants at the chosen blocks, by p_2, with 95 % bootstrap intervals.
 
     Quantities are the correlation of two variants' maps of one class (`alike`, mean over t1 and t2), that of one
-    variant's maps of t1 and t2 (`between`), `gain` and `hit` of localisation, and the relative probability of a target
-    with its positive or negative features kept (mean over baselines), or `unmasked`. `gain_margin`, and `margin` for
-    positive features, are what the contrast adds to the map without ReLU, image by image.
+    variant's maps of t1 and t2 (`between`), Moran's I beyond chance (`coherence`), `gain` and `hit` of localisation,
+    and the relative probability of a target with its positive or negative features kept (mean over baselines), or
+    `unmasked`. `gain_margin`, and `margin` for positive features, are what the contrast adds to the map without ReLU,
+    image by image.
     """
     rows = []
     for network, cell in cells.items():
-        bins = {"all": np.full(len(cell["p_2"]), True)} | dict(zip(BINS, _in_bins(cell["p_2"], EDGES)))
+        parts = {"all": np.full(len(cell["p_2"]), True)} | bins(cell)
         for e, (explainer, block) in enumerate(zip(cell["explainers"].tolist(), cell["chosen_blocks"].tolist())):
             measures = _compared(cell, e, block) | _masked(cell, e)
-            for name, inside in bins.items():
+            for name, inside in parts.items():
                 rows += [(network, explainer, block, name, *row) for row in _measured(measures, inside, rng)]
     return pd.DataFrame(rows, columns=["network", "explainer", "block", "p_2", *_MEASURED])
 
@@ -370,6 +370,7 @@ def _compared(cell: Arrays, e: int, block: int) -> dict[tuple[str, ...], np.ndar
     for v, variant in enumerate(cell["variants"].tolist()):
         at = slice(None), e, block, v
         measures["between", variant, "t1 and t2", "none"] = cell["between"][at]
+        measures["coherence", variant, "shown", "none"] = cell["coherence"][at]
         measures["gain", variant, "shown", "none"] = np.where(known, cell["share"][at] - cell["area"], np.nan)
         measures["hit", variant, "shown", "none"] = np.where(known, cell["hit"][at], np.nan)
     with_contrast, without = (measures["gain", v, "shown", "none"] for v in ("contrastive", "without_relu"))
@@ -398,11 +399,6 @@ def nested(means: pd.Series) -> dict[str, dict[str, float]]:
     for (outer, inner), value in means.items():
         headlines.setdefault(outer, {})[inner] = value
     return headlines
-
-
-def _in_bins(p_2: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
-    """Which images (B,) lie in each bin between falling edges, above and below them; an edge is of the lower bin."""
-    return [(low < p_2) & (p_2 <= high) for high, low in pairwise([np.inf, *edges, -np.inf])]
 
 
 def _localised(cell: Arrays) -> tuple[np.ndarray, np.ndarray]:
