@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from glob import glob
@@ -155,10 +156,8 @@ def list_(what: str | None, name: str | None) -> None:
     if what == "layers":
         if not name:
             raise ValueError("list layers needs the name of a network, or a .pt file")
-        # Without drawing any weights.
-        with torch.device("meta"):
-            model = build(name, "random", None)
-        list_layers(model)
+        with nullcontext() if is_file(name) else networks.Weightless():
+            list_layers(build(name, "random", None))
 
 
 def table(title: str, rows: dict[str, str | None], titled: bool) -> None:
@@ -233,9 +232,14 @@ def check_places(paths: Sequence[Path], names: Sequence[str], out: str) -> None:
         raise ValueError(f"the results in {out} would overwrite the image {min(over).name}: name another --out")
 
 
+def is_file(name: str) -> bool:
+    """Whether a network, or weights, are named by a file."""
+    return name.endswith((".pt", ".pth"))
+
+
 def build(network: str, weights: str, folder: str | None) -> networks.Network:
     """A network by name, or from a file that `networks.save` wrote."""
-    if network.endswith((".pt", ".pth")):
+    if is_file(network):
         return networks.load(network)
     return networks.build(network, None if weights == "random" else weights, folder=folder)
 
@@ -273,7 +277,7 @@ def class_names(
             raise ValueError(f"{file} names {len(names)} classes, {model.name} tells {n_classes} apart")
         return names
     stem = model.name if weights == "DEFAULT" else weights
-    beside = [Path(given).with_name("classes.txt") for given in (network, weights) if given.endswith((".pt", ".pth"))]
+    beside = [Path(given).with_name("classes.txt") for given in (network, weights) if is_file(given)]
     if folder:
         beside.append(Path(folder, f"{stem}.labels.txt"))
     for candidate in beside:

@@ -11,7 +11,7 @@ from torch import nn
 
 from cxlib import networks, runtime
 from cxlib.datasets.images import read
-from cxlib.networks.build import last_layer
+from cxlib.networks.build import heads
 from cxlib.training import fine_tune, frozen
 from cxlib.training import probe as logistic
 
@@ -53,11 +53,11 @@ def probe(penalty, gradient, **options):
     """A new head on frozen features: logistic regression with an L2 --penalty, solved until --gradient is reached."""
     train = read(options["data"], "train")
     with working(options, "train", "test") as work:
-        head = last_layer(work.model.inner)
+        head, *others = heads(work.model)
         with frozen.without(work.model, head) as old:
-            if not isinstance(old, nn.Linear):
+            if others or not isinstance(old, nn.Linear):
                 raise ValueError(
-                    f"{options['architecture']} has no linear last layer for a probe to replace: fine-tune it"
+                    f"{options['architecture']} has no single linear last layer for a probe to replace: fine-tune it"
                 )
             features = work.features(work.model, train, "features")
         fitted = logistic.fit(features, np.array(train.labels), len(train.classes), penalty, gradient)
@@ -83,7 +83,7 @@ def tune(seed, **options):
     train = read(options["data"], "train")
     with working(options | {"seed": seed}, "train", "test", new_head=True) as work:
         run, measure = work.run, lambda n_epochs: work.accuracy(work.probabilities(n_epochs))
-        with frozen.behind(work.model, options.pop("frozen")) as (forward, rest):
+        with frozen.behind(work.model, options.pop("frozen"), options["image_size"]) as (forward, rest):
             source = fine_tune.Augmented(train, recipe.augmentation, options["image_size"], seed)
             if forward and recipe.augmentation != "none":
                 raise ValueError("what a frozen part makes of an image is computed once: --augmentation none")

@@ -1,4 +1,7 @@
-"""Tiny networks in float64, whose layers do what the traps need: in-place ReLU, batch norm, pooling or not."""
+"""Tiny networks in float64, whose layers do what the traps need: in-place ReLU, batch norm, pooling or not.
+
+And what shows whether a loader runs code that it finds in a file.
+"""
 
 import pytest
 import torch
@@ -65,3 +68,21 @@ def images():
 @pytest.fixture
 def targets():
     return torch.tensor([2, 0, 5, 3])
+
+
+class Trap:
+    """What makes a file when it is unpickled, and says whether it did."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (self.path.touch, ())
+
+    def has_sprung(self):
+        return self.path.exists()
+
+
+@pytest.fixture
+def trap(tmp_path):
+    return Trap(tmp_path / "sprung")

@@ -1,5 +1,7 @@
 """A network in two: a frozen part whose features are made once, and what is trained behind it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -62,13 +64,13 @@ def test_a_part_is_back_after_an_exception():
         assert network.inner.features is not part
         raise KeyError
     assert network.inner.features is part
-    with pytest.raises(RuntimeError), frozen.behind(network, "features") as (forward, _):
+    with pytest.raises(RuntimeError), frozen.behind(network, "features", SIZE) as (forward, _):
         forward(x[:, :2])
     assert network.inner.features is part
     assert torch.equal(network(x), logits)
 
 
-@pytest.mark.parametrize("split", [frozen.without, frozen.behind])
+@pytest.mark.parametrize("split", [frozen.without, partial(frozen.behind, image_size=SIZE)])
 def test_an_unknown_part_is_one_line(split):
     network = fresh("vgg16_bn_narrow")
     before = copied(network)
@@ -84,9 +86,30 @@ def test_an_unknown_part_is_one_line(split):
 
 def test_behind_no_part_is_the_whole_network():
     network = fresh("vgg16_bn_narrow")
-    with frozen.behind(network, "none") as (forward, rest):
+    with frozen.behind(network, "none", SIZE) as (forward, rest):
         assert forward is None
         assert rest is network
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("vgg16_bn_narrow", "classifier"),  # vectors are all that it takes
+        ("vgg16_bn_narrow", "features.3"),  # eight channels
+        ("vgg16_bn_narrow", "features.2"),  # whatever is shown to it: a ReLU
+        ("vgg16_bn_narrow", "avgpool"),
+        ("mobilenet_v3_small", "features.0.2"),
+        ("vit_mini", "blocks"),
+    ],
+)
+def test_a_part_that_does_not_see_the_images_first_is_one_line(name, part):
+    network, x = fresh(name), some_images(SIZE)
+    logits = network(x)
+    with pytest.raises(ValueError) as caught, frozen.behind(network, part, SIZE):
+        pass
+    told = f"{part} of {name} is not the part that sees the images first: freeze that one, or none"
+    assert str(caught.value) == told
+    assert torch.equal(network(x), logits)
 
 
 @pytest.mark.parametrize("name", SPLIT)
@@ -95,7 +118,7 @@ def test_both_parts_are_the_network(name):
     network, x = fresh(name), some_images(size)
     logits = network(x)
     assert (logits[0] - logits[1]).abs().max() > 1e-4, "a network that sees nothing would prove nothing"
-    with frozen.behind(network, part) as (forward, rest):
+    with frozen.behind(network, part, size) as (forward, rest):
         maps = forward(x)
         assert maps.ndim == 4
         again = rest(maps)
@@ -109,7 +132,7 @@ def test_training_behind_a_frozen_part_changes_all_but_this(name):
     part, size = SPLIT[name]
     network, x, labels = fresh(name), some_images(size), [0, 1, 2, 3, 0, 1]
     before = copied(network)
-    with frozen.behind(network, part) as (forward, rest):
+    with frozen.behind(network, part, size) as (forward, rest):
         kept = Kept(forward(x), labels)
         losses = [epoch.loss for epoch in fine_tune(rest, kept, RECIPE, 0, 0)]
     after, inside = network.state_dict(), f"inner.{part}."
@@ -127,7 +150,7 @@ def test_a_training_behind_a_frozen_part_teaches_the_whole_network():
     part, size = SPLIT["vgg16_bn_narrow"]
     network, x, labels = fresh("vgg16_bn_narrow"), some_images(size), [0, 1, 2, 3, 0, 1]
     recipe = Recipe(**{**vars(RECIPE), "epochs": 30, "learning_rate": 0.003})
-    with frozen.behind(network, part) as (forward, rest):
+    with frozen.behind(network, part, size) as (forward, rest):
         kept = Kept(forward(x), labels)
         before = frozen.accuracy(rest, kept, 0)
         list(fine_tune(rest, kept, recipe, 0, 0))
@@ -167,7 +190,7 @@ def test_features_are_those_of_a_direct_forward_pass_and_are_made_once(birds, tm
         how = (torch.device("cpu"), 5, Ranks(), tmp_path / "train", workers)
         return frozen.features(forward, birds, transform, *how)
 
-    with frozen.behind(network, "features") as (forward, _):
+    with frozen.behind(network, "features", SIZE) as (forward, _):
         maps = made(forward)
         with torch.no_grad():
             assert_close(maps, forward(x), rtol=1e-4, atol=1e-5)

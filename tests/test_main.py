@@ -324,9 +324,14 @@ def test_lists_show_what_the_registries_hold():
 
 
 @pytest.mark.parametrize(
-    ("network", "own"), [("vgg16_bn", "features.40"), ("resnet18", "layer4"), ("vit_mini", "blocks.2.norm1")]
+    ("network", "own"),
+    [
+        *(("vgg16_bn", "features.40"), ("resnet18", "layer4"), ("vit_mini", "blocks.2.norm1")),
+        *(("regnet_y_400mf", "trunk_output"), ("birds.pt", "features.40")),
+    ],
 )
-def test_layers_are_listed_with_the_one_that_is_explained(network, own):
+@pytest.mark.filterwarnings("error")
+def test_layers_are_listed_with_the_one_that_is_explained(here, network, own):
     lines = succeed("list", "layers", network).output.splitlines()
     starred = [line.split()[1] for line in lines if line.startswith("*")]
     assert starred == [own]

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from cxlib import networks, runtime, taps
 from cxlib.networks import build, explanation_layer, weights
-from cxlib.networks.build import TRUNK
+from cxlib.networks.build import TRUNK, heads
 
 BUILT = [
     "resnet18",
@@ -378,8 +378,9 @@ def asked(monkeypatch):
     """The addresses of the weights that torchvision was asked for; it gives what an untrained network has."""
     urls = []
 
-    def give(member, *, progress, check_hash):
+    def give(member, *, progress, check_hash, weights_only):
         assert check_hash
+        assert weights_only
         urls.append(member.url)
         return build(member.url.split("/")[-1].partition("-")[0], num_classes=1000).inner.state_dict()
 
@@ -500,15 +501,26 @@ def test_file_that_holds_no_state_dict_is_refused(tmp_path, content):
         build("vgg16_bn_narrow", str(tmp_path / "mine.pth"))
 
 
-def test_pickled_code_is_never_run(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (tmp_path.joinpath("ran").touch, ())
-
-    torch.save({"features.0.weight": Trap()}, tmp_path / "mine.pth")
-    with pytest.raises(ValueError, match=r"mine\.pth is not a file of weights"):
-        build("vgg16_bn_narrow", str(tmp_path / "mine.pth"))
-    assert not (tmp_path / "ran").exists()
+@pytest.mark.parametrize("of", ["weights", "a network", "torchvision's cache"])
+def test_pickled_code_is_never_run(torch_home, tmp_path, trap, of):
+    path, content = tmp_path / "mine.pth", {"features.0.weight": trap}
+    load = {
+        "weights": lambda: build("vgg16_bn_narrow", str(path)),
+        "a network": lambda: networks.load(path),
+        "torchvision's cache": lambda: build("squeezenet1_1", "DEFAULT"),
+    }[of]
+    if of == "a network":
+        content = {"name": "vgg16_bn_narrow", "options": {}, "preparation": None, "state_dict": content}
+    if of == "torchvision's cache":
+        path = tmp_path / "torch_home" / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+        path.parent.mkdir(parents=True)
+    torch.save(content, path)
+    with pytest.raises(ValueError) as caught:
+        load()
+    assert "\n" not in str(caught.value)
+    assert not trap.has_sprung()
+    torch.load(path, weights_only=False)
+    assert trap.has_sprung(), "what never springs would prove nothing"
 
 
 # The quirks of torchvision's published files: GoogLeNet's holds the auxiliary heads; those of ResNet and DenseNet are
@@ -571,6 +583,43 @@ def test_head_of_another_size_is_replaced_and_all_else_is_kept(tmp_path, name):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+#: Networks whose logits are those of several heads, and how many.
+PAIRS = {"deit_tiny_distilled_patch16_224": 2, "levit_128s": 2, "crossvit_tiny_240": 2}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_head_of_another_size_is_replaced(tmp_path, name):
+    with runtime.seeded(1):
+        state = build(name, num_classes=5).inner.state_dict()
+    store(state, tmp_path, name)
+    network = build(name, "DEFAULT", 3, tmp_path)
+    side = int(name[-3:]) if name[-3:].isdigit() else 224
+    assert network(torch.rand(1, 3, side, side)).shape == (1, 3)
+    changed = {
+        key.rpartition(".")[0] for key, value in network.inner.state_dict().items() if value.shape != state[key].shape
+    }
+    assert len(changed) == PAIRS[name]
+    assert all(network.inner.get_submodule(head).weight.std() > 0 for head in changed)
+    networks.save(network, tmp_path / "one.pt")
+    assert_same_state(networks.load(tmp_path / "one.pt").inner.state_dict(), network.inner.state_dict())
+
+
+def test_looking_for_the_heads_draws_nothing():
+    network, state = build("vit_mini", num_classes=3), torch.random.get_rng_state()
+    assert heads(network) == ["head"]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["regnet_y_400mf", "vit_mini", "levit_128s", "efficientnet_b1"])
+def test_a_network_without_weights_has_the_names_and_shapes_of_one_with_them(name):
+    with networks.Weightless():
+        outline = build(name, num_classes=3)
+    network = build(name, num_classes=3)
+    shapes = [{key: value.shape for key, value in of.inner.state_dict().items()} for of in (outline, network)]
+    assert shapes[0] == shapes[1]
+    assert all(parameter.is_meta for parameter in outline.parameters())
+
+
 def test_new_head_comes_from_torchs_random_state(tmp_path):
     store(small().inner.state_dict(), tmp_path, "vgg16_bn_narrow")
     heads = []
@@ -584,7 +633,7 @@ def test_new_head_comes_from_torchs_random_state(tmp_path):
 # --- save and load ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*BUILT, "mnasnet0_5"])
+@pytest.mark.parametrize("name", [*BUILT, "mnasnet0_5", "regnet_y_400mf"])
 def test_round_trip_keeps_every_logit(tmp_path, name):
     network = build(name, num_classes=7)
     networks.save(network, tmp_path / "folder" / "one.pt")
@@ -632,6 +681,12 @@ def test_missing_network_and_foreign_file_are_named(tmp_path):
     torch.save(small().inner.state_dict(), tmp_path / "state.pt")
     with pytest.raises(ValueError, match=r"state\.pt is not a network written by cxlib"):
         networks.load(tmp_path / "state.pt")
+    content = {"name": "vgg16_bn_narrow", "options": {}, "preparation": None, "state_dict": {}}
+    torch.save(content, tmp_path / "headless.pt")
+    with pytest.raises(
+        ValueError, match=r"headless\.pt does not fit vgg16_bn_narrow: there is no classifier\.2\.weight"
+    ):
+        networks.load(tmp_path / "headless.pt")
 
 
 # --- hybrids ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -249,6 +250,16 @@ def test_missing_or_damaged_cell_is_named_and_nothing_is_removed(tmp_path, damag
     with pytest.raises(ValueError, match=r"alexnet\.npz"):
         runtime.read_cells(tmp_path, ["resnet18", "alexnet"])
     assert left_over(tmp_path) == before
+
+
+def test_code_in_a_file_of_arrays_is_never_run(tmp_path, trap):
+    np.savez(tmp_path / "resnet18.npz", changes=np.array([trap], dtype=object))
+    with pytest.raises(ValueError, match=r"resnet18\.npz is not an NPZ file, or is damaged"):
+        runtime.read_arrays(tmp_path / "resnet18.npz")
+    (tmp_path / "alexnet.npz").write_bytes(pickle.dumps(trap))
+    with pytest.raises(ValueError, match=r"alexnet\.npz is not an NPZ file, or is damaged"):
+        runtime.read_arrays(tmp_path / "alexnet.npz")
+    assert not trap.has_sprung()
 
 
 def test_a_file_with_any_bit_turned_around_is_damaged_or_what_it_was(tmp_path):

@@ -1379,10 +1379,15 @@ BAD = {
         ({"learning_rate": 1e20}, ["lower the learning rate"]),
         ({"frozen": "nowhere"}, ["vgg16_bn_narrow has no part 'nowhere'", "cxlib list layers"]),
         ({"frozen": "features"}, ["--augmentation none"]),
+        (
+            {"frozen": "classifier", "augmentation": "none"},
+            ["classifier", "is not the part that sees the images first"],
+        ),
     ],
     "train@probed": [
         ({"gradient": 1e-30}, ["stopped at a gradient"]),
-        ({"architecture": "squeezenet1_1"}, ["squeezenet1_1", "no linear last layer", "fine-tune"]),
+        ({"architecture": "squeezenet1_1"}, ["squeezenet1_1", "no single linear last layer", "fine-tune"]),
+        ({"architecture": "levit_128s"}, ["levit_128s", "no single linear last layer", "fine-tune"]),
     ],
     "networks": [
         ({"folder": "data/none"}, ["data/none"]),
@@ -1534,6 +1539,7 @@ def test_a_machine_that_there_is_not_is_one_line_and_leaves_no_file(here, name, 
     [
         ("batchsize: 3\n", ["machine.yaml", "'batchsize'", "batch_size"]),
         ("device: [\n", ["machine.yaml", "no YAML"]),
+        ("device: !!python/object/apply:os.mkdir [sprung]\n", ["machine.yaml", "no YAML"]),  # nor is it run
         ("- device: cpu\n", ["machine.yaml", "NAME: VALUE"]),
         ("cpu\n", ["machine.yaml", "NAME: VALUE"]),
         ("batch_size: x\n", ["CXLIB_BATCH_SIZE", "'x'"]),

@@ -384,6 +384,12 @@ def test_divergence_that_only_the_test_shows_keeps_the_epoch_before(birds, tmp_p
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epochs"][0][1] == 0.5
 
 
+def test_code_in_a_checkpoint_is_never_run(birds, tmp_path, trap):
+    torch.save({"network": trap, "epochs": [], "step": 0}, tmp_path / "checkpoint.pt")
+    list(tune(fresh(), birds, folder=tmp_path))
+    assert not trap.has_sprung()
+
+
 def test_a_damaged_checkpoint_is_none(birds, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"half of a file")
     one, other = fresh(), fresh()

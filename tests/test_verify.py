@@ -194,6 +194,14 @@ def test_damaged_lock_is_one_clear_line(repository, lock):
     assert len(err.splitlines()) == 1
 
 
+def test_code_in_a_lock_is_never_run(repository):
+    (repository / "dvc.lock").write_text("stages: !!python/object/apply:os.mkdir [sprung]\n")
+    code, _, err = verify(repository)
+    assert code != 0
+    assert "dvc.lock is damaged" in err
+    assert not (repository / "sprung").exists()
+
+
 def test_missing_lock_is_one_clear_line(repository):
     (repository / "dvc.lock").unlink()
     code, _, err = verify(repository)

@@ -15,6 +15,7 @@ import torch
 import torchvision
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models.vgg import make_layers
 from torchvision.transforms._presets import ImageClassification
 
@@ -61,6 +62,17 @@ class Network(nn.Module):
         except (AssertionError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{self.name} refuses images of shape {tuple(images.shape)}: {reason}") from error
+
+
+class Weightless(TorchFunctionMode):
+    """Inside, layers are built without memory for their weights: for what is asked of names and shapes alone.
+
+    Unlike inside ``torch.device("meta")``, architectures may compute with numbers while they are built.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        fills = function in (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn)
+        return function(*args, **(kwargs or {}) | ({"device": "meta"} if fills else {}))
 
 
 class NarrowVGG(nn.Module):
@@ -141,12 +153,12 @@ def build(
     else:
         head = last_layer(_skeleton(name, 2, options).inner)
         state = find(name, weights, folder)
-        if f"{head}.weight" not in state:
-            raise ValueError(f"the weights {weights!r} do not fit {name}: they have no {head}.weight")
-        network = _skeleton(name, len(state[f"{head}.weight"]), options)
+        n_classes = _rows(state, head, f"the weights {weights!r} do not fit {name}")
+        network = _skeleton(name, n_classes, options)
         _load(network.inner, state, f"the weights {weights!r} do not fit {name}")
-        if num_classes and num_classes != len(state[f"{head}.weight"]):
-            _replace_head(network.inner, head, num_classes)
+        if num_classes and num_classes != n_classes:
+            for name in heads(network):
+                _replace_head(network.inner, name, num_classes)
     return freeze(network)
 
 
@@ -180,9 +192,10 @@ def load(path: str | Path) -> Network:
         raise ValueError(
             f"{path} is not a network written by cxlib as it is today: train it again, or pass a state_dict as weights"
         )
-    with torch.device("meta"):
+    with Weightless(), runtime.seeded(0):
         head = last_layer(_skeleton(content["name"], 2, content["options"]).inner)
-    network = _skeleton(content["name"], len(content["state_dict"][f"{head}.weight"]), content["options"])
+    n_classes = _rows(content["state_dict"], head, f"{path} does not fit {content['name']}")
+    network = _skeleton(content["name"], n_classes, content["options"])
     network.preparation = content["preparation"]
     _load(network.inner, content["state_dict"], f"{path} does not fit {content['name']}")
     return freeze(network)
@@ -268,6 +281,13 @@ def _check_timm(name: str) -> None:
         raise ValueError(f"neither torchvision nor timm has a network {name!r}; near it: {near}")
 
 
+def _rows(state: dict[str, Tensor], head: str, message: str) -> int:
+    """The number of classes that a state_dict's last layer tells apart."""
+    if f"{head}.weight" not in state:
+        raise ValueError(f"{message}: there is no {head}.weight")
+    return len(state[f"{head}.weight"])
+
+
 def _load(inner: nn.Module, state: dict[str, Tensor], message: str) -> None:
     try:
         inner.load_state_dict(state)
@@ -278,6 +298,15 @@ def _load(inner: nn.Module, state: dict[str, Tensor], message: str) -> None:
 def last_layer(inner: nn.Module) -> str:
     """The classifier's last layer, by name: the last linear or convolutional one."""
     return [name for name, module in inner.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+
+
+def heads(network: Network) -> list[str]:
+    """The layers whose size is the number of classes, by name: one, or several whose logits are added or averaged."""
+    ours = network.inner.state_dict()
+    with Weightless(), runtime.seeded(0):
+        one_more = _skeleton(network.name, 1 + len(ours[f"{last_layer(network.inner)}.weight"]), network.options)
+    theirs = one_more.inner.state_dict()
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in ours if ours[key].shape != theirs[key].shape))
 
 
 def _replace_head(inner: nn.Module, name: str, num_classes: int) -> None:

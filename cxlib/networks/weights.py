@@ -6,6 +6,7 @@ import io
 import re
 from collections import OrderedDict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -68,15 +69,16 @@ def _find(name: str, weights: str, folder: str | Path | None) -> dict[str, Tenso
         return _in_order_of_timm(name, read(packaged, expected=packaged.stem[-8:]), packaged)
     try:
         if member := _of_torchvision(name, weights, digits):
-            return member.get_state_dict(progress=True, check_hash=True)
+            return member.get_state_dict(progress=True, check_hash=True, weights_only=True)
         if weights == "DEFAULT":
             import timm
 
             if timm.is_model(name):
                 return timm.create_model(name, pretrained=True).state_dict()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"the weights of {name} cannot be downloaded ({error}): put {wanted} into {folder or 'a folder'}{install}"
+            f"the weights of {name} cannot be downloaded ({reason}): put {wanted} into {folder or 'a folder'}{install}"
         ) from error
     raise ValueError(f"no weights {weights!r} for {name}: there is no {wanted} in {folder or 'any folder'}{nor}")
 

@@ -35,14 +35,16 @@ def without(network: Network, name: str) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def behind(network: Network, name: str) -> Iterator[tuple[Callable[[Tensor], Tensor] | None, nn.Module]]:
-    """Inside, a network in two: a part that sees the images first, and what lies behind it.
+def behind(
+    network: Network, name: str, image_size: int
+) -> Iterator[tuple[Callable[[Tensor], Tensor] | None, nn.Module]]:
+    """Inside, a network in eval mode in two: a part that sees the images first, and what lies behind it.
 
     Given are the part, from images (B, 3, H, W) in [0, 1] to feature maps (B, C, h, w), and the rest, from these to
     logits (B, K). The part `none` is None, and the rest is the whole network.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: there is no such part, or another sees images of this size first.
     """
     if name == "none":
         yield None, network
@@ -52,8 +54,24 @@ def behind(network: Network, name: str) -> Iterator[tuple[Callable[[Tensor], Ten
         made = part((images - network.mean) / network.std)
         return made[-1] if isinstance(made, list | tuple) else made  # timm's trunks give a list of feature maps
 
+    image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(network.mean)
+    logits = network(image)
     with without(network, name) as part:
+        if not _in_two(forward, network.inner, image, logits):
+            raise ValueError(
+                f"{name} of {network.name} is not the part that sees the images first: freeze that one, or none"
+            )
         yield forward, network.inner
+
+
+def _in_two(forward: Callable[[Tensor], Tensor], rest: nn.Module, image: Tensor, logits: Tensor) -> bool:
+    """Whether a part of a network and the rest make the same of an image as the network does."""
+    try:
+        with torch.no_grad():
+            again = rest(forward(image))
+    except Exception:  # whatever a part raises that is shown what it is not made for
+        return False
+    return again.shape == logits.shape and bool((again - logits).abs().max() < 1e-4 * logits.abs().max())
 
 
 def accuracy(rest: nn.Module, shown: Kept, _n_epochs: int) -> float:
