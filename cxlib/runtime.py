@@ -159,19 +159,23 @@ def full_float32() -> Iterator[None]:
             torch.set_autocast_enabled(kind, True)
 
 
+def child(seed: int, *path: int) -> int:
+    """A seed of 63 bits for the stream at `path` below a seed, without collisions between neighbours."""
+    return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0] >> 1)
+
+
 @contextmanager
 def seeded(seed: int, *path: int, device: Any = "cpu") -> Iterator[None]:
     """Draws of torch on the CPU, and on this device, come from this seed alone inside; the caller's state is restored.
 
     For library code that takes no generator (layer initialisation, torchvision's transforms, dropout). Each `path` is a
-    stream of its own, as of a child of the seed, and so is the seed without one.
+    stream of its own, as of a `child` of the seed, and so is the seed without one.
     """
     import torch
 
     gpus = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
-        # One 63-bit seed from several integers, without collisions between neighbours, or with zeros at the end.
-        number = int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0] >> 1)
+        number = child(seed, *path)
         torch.default_generator.manual_seed(number)
         for gpu in gpus:
             with torch.cuda.device(gpu):

@@ -5,7 +5,7 @@ import torch
 from _command import COUNT, SharedStage, option, several
 from _experiment import chosen_layer, network_options, running
 
-from cxlib import networks
+from cxlib import networks, runtime
 from cxlib.datasets.images import choose, read
 from cxlib.review import relations
 
@@ -27,7 +27,7 @@ def main(network, data, image_size, crop, layer, explainers, max_images, seed, o
 
         def compute(batch, x, _labels):
             # A generator of each image's own: whatever batch it is in, it draws the same classes.
-            generators = [torch.Generator().manual_seed(seed + int(index)) for index in batch]
+            generators = [torch.Generator().manual_seed(runtime.child(seed, int(index))) for index in batch]
             return relations.relate(model, x, explainers, tapped, generators)._asdict()
 
         results = run.map(samples, compute, chosen)

@@ -66,7 +66,7 @@ def test_log_odds_tell_probabilities_apart_that_both_round_to_one():
     ("wrong", "message"),
     [
         ({"epsilon": 0.0}, "epsilon must be finite and > 0"),
-        ({"n_iterations": 0}, "n_iterations >= 1"),
+        ({"n_iterations": 0}, "n_iterations must be a whole number >= 1"),
         ({"targets": torch.zeros(4, 2, dtype=torch.long)}, "targets must be"),
     ],
 )
