@@ -27,6 +27,8 @@ LABELS = {
     "gradcam": "GradCAM",
     "linear_approximation": "Linear approximation",
     "xgradcam": "XGradCAM",
+    "gradcam++": "GradCAM++",
+    "fullgrad": "FullGrad",
     "vit_gradcam": "GradCAM",
     "attention_rollout": "Attention rollout",
     "without_relu": "without ReLU",
