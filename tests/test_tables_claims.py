@@ -559,15 +559,29 @@ def test_networks_are_pooled_image_by_image():
             assert value(found["all networks", name]) == pytest.approx(mean(value(found[n, name]) for n in cells))
 
 
-def test_networks_that_saw_other_images_or_a_single_one_are_not_pooled():
-    cells = {"a": perturbation_cell(), "b": perturbation_cell(n_images=15)}
+def test_networks_that_saw_some_images_in_common_are_pooled_on_those():
+    cells = {"a": perturbation_cell(0), "b": perturbation_cell(1, n_images=15)}
+    cells["b"]["images"] = cells["b"]["images"][::-1] + 10  # 24, 23, …, 10
     margins = perturbed(cells)
-    assert {(margin.network, margin.values.shape[:2]) for margin in margins} == {("a", (1, 20)), ("b", (1, 15))}
-    cells["b"] = perturbation_cell()
-    assert {margin.network for margin in perturbed(cells)} == {"all networks", "a", "b"}
-    cells["b"]["images"] = cells["b"]["images"] + 1
+    shapes = {(margin.network, margin.values.shape[:2]) for margin in margins}
+    assert shapes == {("all networks", (2, 10)), ("a", (1, 20)), ("b", (1, 15))}
+    pooled = of_statement(margins, "claim_1")["all networks", "p_t_weighted_minus_original"]
+    for values, name in zip(pooled.values, cells):
+        changes, images = cells[name]["changes"], list(cells[name]["images"])
+        expected = [
+            mean(
+                float(changes[3, e, n, 1, images.index(image)] - changes[0, e, n, 1, images.index(image)])
+                for e, n in itertools.product(range(2), range(3))
+            )
+            for image in range(10, 20)
+        ]
+        np.testing.assert_allclose(values, expected)
+
+
+@pytest.mark.parametrize("other", [{"images": np.arange(20) + 100}, {"data": np.array("others")}])
+def test_networks_that_saw_no_image_in_common_are_not_pooled(other):
+    cells = {"a": perturbation_cell(0), "b": perturbation_cell(1) | other}
     assert {margin.network for margin in perturbed(cells)} == {"a", "b"}
-    assert {margin.network for margin in perturbed({"a": cells["a"]})} == {"a"}
 
 
 @pytest.mark.parametrize(("dose", "epsilons"), [(math.nan, (0, 1)), (1e-3, (0,)), (3e-3, (1,))])

@@ -29,20 +29,19 @@ def of_perturbation(cells: Mapping[str, Arrays], published: pd.DataFrame) -> Ite
     """Claim 1 and the other sentences of section 3.1.
 
     At the epsilon that the rule chose on training images where there are any (`dose`), over all epsilons elsewhere;
-    always over all numbers of iterations.
+    always over all numbers of iterations. All networks together are asked on the images that all of them saw.
 
     Args:
         cells: for each network the arrays of the perturbation stage.
         published: the digitised Figures 1 and 2.
     """
-    groups = {network: [network] for network in cells}
-    images = [cell["images"] for cell in cells.values()]
-    if len(images) > 1 and all(np.array_equal(one, images[0]) for one in images):
-        groups = {ALL: list(cells), **groups}
+    groups = {network: {network: cell} for network, cell in cells.items()}
+    if len(cells) > 1 and (shared := _shared(cells)):
+        groups = {ALL: shared, **groups}
     for name, members in groups.items():
-        chosen = [cells[network] for network in members]
+        chosen = list(members.values())
         contrasts = [str(contrast) for contrast in chosen[0]["contrasts"]]
-        printed = published[published["network"].isin(members)]
+        printed = published[published["network"].isin(list(members))]
         changes = {
             (contrast, str(quantity)): np.stack([_at_dose(cell)[c, :, :, q].mean((0, 1)) for cell in chosen])
             for c, contrast in enumerate(contrasts)
@@ -76,6 +75,19 @@ def of_perturbation(cells: Mapping[str, Arrays], published: pd.DataFrame) -> Ite
                              difference("probability", "original", quantity) * (-1 if quantity == "y_t" else 1),
                              published=_printed_difference(printed, "weighted", "original", quantity)
                              * (-1 if quantity == "y_t" else 1))  # fmt: skip
+
+
+def _shared(cells: Mapping[str, Arrays]) -> dict[str, Arrays]:
+    """The perturbed networks on the images that all of them saw, in one order; empty where there is none."""
+    places = {name: {picture: i for i, picture in enumerate(_pictures(cell))} for name, cell in cells.items()}
+    first, *others = places.values()
+    pictures = [picture for picture in first if all(picture in other for other in others)]
+    if not pictures:
+        return {}
+    return {
+        name: {**cell, "changes": cell["changes"][..., [places[name][picture] for picture in pictures]]}
+        for name, cell in cells.items()
+    }
 
 
 def _at_dose(cell: Arrays) -> np.ndarray:
