@@ -33,14 +33,14 @@ def main(network, report, data, image_size, crop, max_images, between, out, **op
     leading = selection.leading(tested["probabilities"])
     pairs = () if between == ("none",) else between
     chosen = selection.most_ambiguous(leading, max_images, tested["classes"].tolist(), pairs)
-    if not chosen:
-        raise ValueError(f"no test image of {data} has two of --between {', '.join(between)} as its leading classes")
-    x, _ = load(samples, chosen, preprocessing(image_size, crop), device)
-    targets, stacked = torch.from_numpy(leading.classes[chosen]), []
-    for name, block in zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"])):
-        maps = variants.maps(model, x, targets, name, variants.layer(model, name, block))
-        stacked.append(resized(maps.flatten(1, 2), x.shape[-2:]).unflatten(1, maps.shape[1:3]))
-    maps = torch.stack(stacked, 1).transpose(2, 3)  # (images, explainers, variants, classes, H, W)
+    x, maps = torch.empty(0, 3, image_size, image_size), torch.empty(0)
+    if chosen:
+        x, _ = load(samples, chosen, preprocessing(image_size, crop), device)
+        targets, stacked = torch.from_numpy(leading.classes[chosen]), []
+        for name, block in zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"])):
+            own = variants.maps(model, x, targets, name, variants.layer(model, name, block))
+            stacked.append(resized(own.flatten(1, 2), x.shape[-2:]).unflatten(1, own.shape[1:3]))
+        maps = torch.stack(stacked, 1).transpose(2, 3)  # (images, explainers, variants, classes, H, W)
     axes = {"explainers": list(vit.MAPS), "contrasts": list(variants.NAMES)}
     write_maps(out, samples, chosen, leading, tested["classes"], x, maps, **axes)
 
