@@ -36,7 +36,7 @@ class OneLine(click.Group):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(" ".join(str(error).splitlines())) from error
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -205,7 +205,7 @@ def image_files(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         else:
             files = [path] if path.is_file() else [Path(file) for file in sorted(glob(argument, recursive=True))]  # noqa: PTH207 - Path's takes no absolute pattern
         if not files:
@@ -322,7 +322,7 @@ def index_of(name: str, classes: list[str]) -> int:
     Raises:
         ValueError: there is none, or there are several.
     """
-    if name.isdigit() and name not in classes:
+    if name.isdecimal() and name not in classes:
         if int(name) >= len(classes):
             raise ValueError(f"there is no class {name}: the indices go from 0 to {len(classes) - 1}")
         return int(name)

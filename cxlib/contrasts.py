@@ -28,6 +28,8 @@ from torch.nn import functional as F
 from cxlib import runtime
 
 Contrast = Callable[[Tensor, Tensor], Tensor]
+#: Types of class indices; PyTorch compares and indexes with no other unsigned ones.
+_INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def original(logits: Tensor, targets: Tensor) -> Tensor:
@@ -159,16 +161,22 @@ def cotangent(contrast: str | Contrast | Tensor, logits: Tensor, targets: Tensor
         (B, K) for targets (B,), (B, T, K) for targets (B, T), in the logits' dtype.
 
     Raises:
-        ValueError: unknown contrast, logits, targets or a cotangent of the wrong shape, or targets out of range.
+        ValueError: unknown contrast, logits, targets or a cotangent of the wrong shape, logits or a cotangent that are
+            not finite, or targets out of range.
     """
     if logits.ndim != 2 or not logits.shape[-1]:
         raise ValueError(f"a contrast needs logits (B, K), got shape {tuple(logits.shape)}")
+    if not logits.is_floating_point() or not logits.isfinite().all():
+        raise ValueError(f"a contrast needs finite logits of floating point, got {logits.dtype}: check the images")
     function = contrast if isinstance(contrast, Tensor) else resolve(contrast)
     check_targets(targets, *logits.shape)
     targets = targets.to(logits.device, torch.long)
     shape = (*targets.shape, logits.shape[-1])
     if isinstance(function, Tensor):
-        return _given(function, shape).to(logits)
+        given = _given(function, shape).to(logits)
+        if not given.isfinite().all():
+            raise ValueError(f"a cotangent must be finite in the logits' {logits.dtype}")
+        return given
     chosen = targets.flatten()
     repeated = logits.repeat_interleave(targets[:1].numel(), 0)  # (B * T, K)
     if logits.shape[-1] > 1:
@@ -202,9 +210,9 @@ def check_targets(targets: Tensor, n_images: int, n_classes: int) -> None:
     Raises:
         ValueError: wrong shape, wrong dtype or an index outside [0, K), where one logit stands for two classes.
     """
-    if targets.ndim not in (1, 2) or len(targets) != n_images:
+    if targets.ndim not in (1, 2) or len(targets) != n_images or 0 in targets.shape[1:]:
         raise ValueError(f"targets must be ({n_images},) or ({n_images}, T), got shape {tuple(targets.shape)}")
-    if targets.is_floating_point() or targets.dtype == torch.bool:
+    if targets.dtype not in _INDICES:
         raise ValueError(f"targets must be class indices, got {targets.dtype}")
     n_classes = builtins.max(n_classes, 2)  # one logit tells two classes apart
     if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < n_classes):

@@ -281,6 +281,19 @@ class _Arrays(dict[str, np.ndarray]):
         raise ValueError(f"{self._path} holds no array {name!r}: run the stage that writes it again")
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        ValueError: it holds something else.
+        OSError: it cannot be opened.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file ({error}): replace it") from error
+
+
 def read_arrays(path: str | Path) -> Mapping[str, np.ndarray]:
     """The named arrays of an NPZ file.
 

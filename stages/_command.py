@@ -34,7 +34,7 @@ class Number(click.FloatRange):
         """Read one number."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
 
@@ -43,13 +43,18 @@ POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 SIZE, AMOUNT, SHARE = Number(min=0, min_open=True), Number(min=0), Number(min=0, max=1)
 
 
+def one_line(error: Exception) -> str:
+    """What an error says; a path in it may hold line ends."""
+    return " ".join(str(error).splitlines())
+
+
 class Stage(click.Command):
     """A click command whose bad input ends in one line and exit code 1; options may be spelled as in params.yaml."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words; only options' names may have `_` in place of `-`, values are what they are."""
-        words = [word.partition("=") if word.startswith("--") else ("", "", word) for word in args]
-        return super().parse_args(ctx, [name.replace("_", "-") + equals + value for name, equals, value in words])
+        """Read the words; `_` is `-` in the names of options and choices, any other value is what it is."""
+        ctx.token_normalize_func = lambda name: name.replace("_", "-")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the stage; every option's value is known to be well-formed."""
@@ -59,7 +64,7 @@ class Stage(click.Command):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(one_line(error)) from error
 
 
 class SharedStage(Stage):
@@ -76,10 +81,10 @@ class SharedStage(Stage):
             if runs.is_rank() and REASON in os.environ:
                 # Whole, or not there: another rank may say the same, and be ended while it does.
                 with runtime.atomic(os.environ[REASON]) as whole:
-                    whole.write_text(str(error))
+                    whole.write_text(one_line(error))
                 os.kill(os.getppid(), signal.SIGTERM)
                 sys.exit(1)
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(one_line(error)) from error
 
 
 def settings() -> runtime.Machine:
@@ -148,7 +153,7 @@ def option(name: str, kind: Any = str, **more: Any) -> Any:
 def _distinct(_context: click.Context, _option: click.Parameter, values: Sequence[Any]) -> Sequence[Any]:
     """The members of a list, none of which is given twice."""
     if twice := [value for value in values if values.count(value) > 1]:
-        raise click.BadParameter(f"{twice[0]} is given twice.")
+        raise click.BadParameter(f"{twice[0]!r} is given twice.")
     return values
 
 

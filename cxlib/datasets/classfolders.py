@@ -4,7 +4,7 @@ from itertools import permutations
 from pathlib import Path
 
 from cxlib import runtime
-from cxlib.datasets.imagenet import SUFFIXES
+from cxlib.datasets.imagenet import image_files
 from cxlib.datasets.samples import Samples
 
 
@@ -48,6 +48,6 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     """The image files of each sub-folder that has any, both sorted."""
     found = {}
     for directory in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
-        if files := sorted(file for file in directory.iterdir() if file.suffix.lower() in SUFFIXES):
+        if files := image_files(directory):
             found[directory.name] = files
     return found

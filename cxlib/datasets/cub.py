@@ -82,11 +82,7 @@ def table(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: a folder in CUB-200-2011's layout needs it")
     rows: dict[str, str] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file ({error}): replace it") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(runtime.read_lines(path), 1):
         if not line.strip():
             continue
         key, _, value = line.strip().partition(" ")
@@ -114,18 +110,20 @@ def discriminative_parts(folder: Path | str, class_a: int, class_b: int) -> set[
         class_b: likewise.
 
     Raises:
-        ValueError: a class has no line of attributes.
+        ValueError: a class has no line of attributes, or one that is damaged.
     """
     folder = Path(folder)
     listing = folder / "attributes" / "attributes.txt"
-    listing = listing if listing.exists() else folder.parent / "attributes.txt"
-    names = [line.split(maxsplit=1)[1] for line in listing.read_text().splitlines()]
-    lines = (folder / "attributes" / "class_attribute_labels_continuous.txt").read_text().splitlines()
+    beside = folder.parent / "attributes.txt"
+    names = list(table(beside if beside.is_file() and not listing.is_file() else listing).values())
+    values = folder / "attributes" / "class_attribute_labels_continuous.txt"
+    lines = runtime.read_lines(values)
     # The lines are those of CUB's own numbers, also where a folder has only some of the classes.
     numbers = [int(number) for number in table(folder / "classes.txt")]
-    if max(numbers) > len(lines):
-        raise ValueError(f"{folder / 'attributes'} has {len(lines)} classes, but classes.txt counts to {max(numbers)}")
-    a, b = (np.array(lines[numbers[index] - 1].split(), dtype=float) for index in (class_a, class_b))
+    if max(numbers) > len(lines) or min(numbers) < 1:
+        counted = f"classes.txt counts from {min(numbers)} to {max(numbers)}"
+        raise ValueError(f"{folder / 'attributes'} has {len(lines)} classes, but {counted}")
+    a, b = (_shares(values, numbers[index], lines[numbers[index] - 1], len(names)) for index in (class_a, class_b))
     differing = [name for name, gap in zip(names, np.abs(a - b)) if gap > MAJORITY]
     return {
         part
@@ -133,3 +131,14 @@ def discriminative_parts(folder: Path | str, class_a: int, class_b: int) -> set[
         for part in parts
         if any(name.startswith(beginning) for name in differing)
     }
+
+
+def _shares(path: Path, number: int, line: str, n_attributes: int) -> np.ndarray:
+    """A line of percentages, one an attribute."""
+    try:
+        shares = np.array(line.split(), dtype=float)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
+    if len(shares) != n_attributes or not np.isfinite(shares).all():
+        raise ValueError(f"{path}, line {number}: expected {n_attributes} percentages, found {line!r}")
+    return shares

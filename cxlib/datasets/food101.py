@@ -27,7 +27,10 @@ def read(folder: str | Path, split: str = "test") -> Samples:
     base = root(folder)
     if base is None:
         raise ValueError(f"{folder} lacks meta/classes.txt: a folder in Food-101's layout needs it")
-    classes = sorted((base / "meta" / "classes.txt").read_text().split())
+    named = base / "meta" / "classes.txt"
+    classes = sorted(name for line in runtime.read_lines(named) for name in line.split())
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"{named} names a class twice: copy it again")
     listing = base / "meta" / f"{split}.json"
     try:
         listed = json.loads(listing.read_text())

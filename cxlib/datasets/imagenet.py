@@ -26,6 +26,11 @@ def root(folder: str | Path, split: str = "test") -> Path | None:
     return None
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted; a folder may be called `x.jpg` too."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
 def is_unsorted(folder: str | Path) -> bool:
     """Whether the folder holds ILSVRC2012's archives and no class folders."""
     return root(folder) is None and any((Path(folder) / name).is_file() for name in ARCHIVES)
@@ -57,7 +62,7 @@ def read(folder: str | Path, split: str = "test") -> Samples:
     for directory in sorted(entry for entry in base.iterdir() if entry.is_dir()):
         if directory.name not in index:
             raise ValueError(f"{directory} is none of ILSVRC2012's 1000 classes: remove it or rename it to its wnid")
-        files = sorted(file for file in directory.iterdir() if file.suffix.lower() in SUFFIXES)
+        files = image_files(directory)
         paths += files
         labels += [index[directory.name]] * len(files)
     if not paths:

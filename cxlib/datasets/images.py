@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +43,25 @@ def preprocessing(image_size: int, crop: bool) -> Transform:
     With `crop`, as for ImageNet: the short side to 256/224 of the size, then the centre. Without, as the
     review does for CUB: both sides to the size.
     """
+    short = image_size * 256 // 224
     resize = (
-        [v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size)]
+        [partial(_not_too_long, short), v2.Resize(short), v2.CenterCrop(image_size)]
         if crop
         else [v2.Resize((image_size, image_size))]
     )
     return v2.Compose([*resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def _not_too_long(short: int, image: Image.Image) -> Image.Image:
+    """The image; an error where it is so much longer than wide that, resized, it would fill the memory.
+
+    Raises:
+        ValueError: it would have more pixels than Pillow opens.
+    """
+    width, height = image.size
+    if Image.MAX_IMAGE_PIXELS and short**2 * max(width, height) > Image.MAX_IMAGE_PIXELS * min(width, height):
+        raise ValueError(f"a picture of {width} x {height} pixels is too long to be resized, then cropped: crop it")
+    return image
 
 
 def source_pixels(width: int, height: int, image_size: int, crop: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +89,7 @@ def decode(path: Path) -> Image.Image:
     Raises:
         ValueError: the file cannot be decoded.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         return image.convert("RGB")
 
 
@@ -85,7 +99,7 @@ def as_shown(path: Path) -> Image.Image:
     Raises:
         ValueError: the file cannot be decoded, or its pixels have no known range.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         picture = ImageOps.exif_transpose(image)
         if picture.mode.startswith("I;16"):
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
@@ -98,13 +112,13 @@ def as_shown(path: Path) -> Image.Image:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """An image file; whatever goes wrong inside is one error that names it."""
     try:
         with Image.open(path) as image:
             yield image
     except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise ValueError(f"{path} cannot be decoded ({error}): replace it") from error
+        raise ValueError(f"{path} cannot be decoded ({' '.join(str(error).split())}): replace it") from error
 
 
 def load(

@@ -60,12 +60,14 @@ def explain(
         are taken as they are (see `taps`).
 
     Raises:
-        ValueError: unknown names, wrong targets, a layer that has no spatial map, or logits or maps that are not
-            finite.
+        ValueError: unknown names, no image or no contrast, wrong targets, a layer that has no spatial map, or logits or
+            maps that are not finite.
     """
     runtime.check_name("explainer", explainer, EXPLAINERS)
     listed = isinstance(contrast, list | tuple)
     contrasts: Sequence[str | Contrast | Tensor] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
+    if images.ndim != 4 or not images.numel() or images.is_complex():
+        raise ValueError(f"images must be real (B, 3, H, W), one or more, got {images.dtype} {tuple(images.shape)}")
     asked: list[Asked] = []
     if output is not None:
         # A layer's name is the network's own, also where `output` is a module that has layers too.
@@ -129,6 +131,8 @@ def ask(logits: Tensor, contrasts: Sequence[str | Contrast | Tensor], targets: T
     Raises:
         ValueError: unknown contrast, or wrong targets.
     """
+    if not contrasts:
+        raise ValueError("an empty list asks for no contrast: name one or more")
     for name in contrasts:
         if isinstance(name, str):
             runtime.check_name("contrast", name, (*CONTRASTS, NORMALISED))

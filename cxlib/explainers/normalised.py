@@ -51,7 +51,7 @@ def weighing(logits: Tensor, targets: Tensor, rivals: int = RIVALS) -> Weighing:
     """
     if logits.shape[-1] < 2:
         raise ValueError("the contrast 'normalised' weighs maps of two classes or more, a head of one logit has one")
-    targets = targets.to(logits.device)
+    targets = targets.to(logits.device, torch.long)
     n_classes = logits.shape[-1]
     without_t = without(logits[:, None].expand(*targets.shape, -1), targets)  # (B, T, K)
     largest = without_t.topk(min(rivals, n_classes - 1))

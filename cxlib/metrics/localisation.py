@@ -56,7 +56,15 @@ def measure(maps: Tensor, regions: Tensor) -> Measured:
 
     Returns:
         (..., 3) each.
+
+    Raises:
+        ValueError: maps that are not finite or have no pixels, or regions of another size or type.
     """
+    if maps.ndim < 2 or 0 in maps.shape[-2:] or not maps.is_floating_point() or not maps.isfinite().all():
+        raise ValueError(f"maps must be finite numbers (..., H, W), got {maps.dtype} {tuple(maps.shape)}")
+    if regions.dtype != torch.bool or regions.shape[-2:] != maps.shape[-2:] or not _fit(regions.shape, maps.shape):
+        told = f"got {regions.dtype} {tuple(regions.shape)} for maps {tuple(maps.shape)}"
+        raise ValueError(f"regions must be bool (..., H, W) that broadcast against the maps, {told}")
     results = []
     for mass in (maps.clamp(min=0), (-maps).clamp(min=0), maps.abs()):
         highest = mass.amax((-2, -1), keepdim=True)
@@ -68,6 +76,11 @@ def measure(maps: Tensor, regions: Tensor) -> Measured:
         )
         results.append((*shares, (highest == 0).squeeze((-2, -1))))
     return Measured(*(torch.stack(values, -1) for values in zip(*results)))
+
+
+def _fit(first: Sequence[int], second: Sequence[int]) -> bool:
+    """Whether two shapes broadcast."""
+    return all(a == b or 1 in (a, b) for a, b in zip(reversed(first), reversed(second)))
 
 
 def evidence_signs(leading: Tensor, labels: Tensor, explainers: Sequence[str]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxlib import runtime, taps
+from cxlib.contrasts import check_targets
 from cxlib.explainers import EXPLAINERS, answer, ask, cam, explain, resized, saliency
 from cxlib.networks import fast
 
@@ -32,8 +33,19 @@ def relative_probability(logits: Tensor, t: Tensor, other: Tensor) -> Tensor:
 
     Returns:
         (B,) in [0, 1], in the logits' dtype.
+
+    Raises:
+        ValueError: logits that are no finite (B, K) of two classes or more, or classes that are none of theirs.
     """
-    y_t, y_other = (logits.gather(-1, index.to(logits.device)[:, None]).squeeze(-1) for index in (t, other))
+    if logits.ndim != 2 or logits.shape[-1] < 2 or not logits.is_floating_point() or not logits.isfinite().all():
+        raise ValueError(
+            f"two classes need finite logits (B, K), K at least 2, got {logits.dtype} {tuple(logits.shape)}"
+        )
+    for index in (t, other):
+        check_targets(index, *logits.shape)
+        if index.ndim != 1:
+            raise ValueError(f"one class an image is compared with one other, got shape {tuple(index.shape)}")
+    y_t, y_other = (logits.gather(-1, index.to(logits.device, torch.long)[:, None]).squeeze(-1) for index in (t, other))
     return (y_t - y_other).sigmoid()
 
 
@@ -168,7 +180,18 @@ def kept_pixels(maps: Tensor, pair: Sequence[int], rules: Sequence[str]) -> Tens
         maps: the maps.
         pair: which of the contrasts set the number of hidden pixels.
         rules: names in `RULES`.
+
+    Raises:
+        ValueError: maps that are not finite or have no pixels, a pair that is none of the contrasts, or unknown rules.
     """
+    if maps.ndim != 4 or 0 in maps.shape[1:] or not maps.is_floating_point() or not maps.isfinite().all():
+        raise ValueError(f"maps must be finite numbers (B, C, H, W), got {maps.dtype} {tuple(maps.shape)}")
+    if not pair or not all(0 <= contrast < maps.shape[1] for contrast in pair):
+        raise ValueError(f"the pair must be some of the {maps.shape[1]} contrasts, got {list(pair)}")
+    if not rules:
+        raise ValueError("an empty list keeps no pixels: name a rule or more")
+    for rule in rules:
+        runtime.check_name("rule", rule, RULES)
     ranks = _ranks(maps)
     counts = {"positive": (maps > 0).sum((-2, -1)), "negative": (maps < 0).sum((-2, -1))}
     stacked = [torch.stack([RULES[rule](ranks, counts[f], pair, f) for rule in rules], 2) for f in FEATURES]

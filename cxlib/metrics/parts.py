@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cxlib import runtime
 from cxlib.datasets import cub
-from cxlib.datasets.images import source_pixels
+from cxlib.datasets.images import opened, source_pixels
 from cxlib.datasets.samples import Samples
 
 
@@ -97,7 +98,7 @@ def regions(
         else:
             if name.as_posix() not in parts.discs:
                 raise ValueError(f"{parts.folder / 'parts' / 'part_locs.txt'} has no line for {name}: complete it")
-            with Image.open(path) as image:
+            with opened(path) as image:
                 x, y = source_pixels(*image.size, image_size, crop)
             discs = parts.discs[name.as_posix()]
             told = discs[np.isin(discs[:, 0], telling[pair])]
@@ -122,11 +123,13 @@ def _discs(folder: Path, share: float) -> dict[str, np.ndarray]:
     images = cub.table(folder / "images.txt")
     boxes = cub.table(folder / "bounding_boxes.txt")
     rows: dict[str, list[tuple[float, ...]]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(runtime.read_lines(path), 1):
         try:
             image, part, x, y, visible = line.split()
             disc = int(part), float(x), float(y)
             shown = rows.setdefault(image, [])
+            if not np.isfinite(disc).all():
+                raise ValueError("a place that is no number")
             if int(visible):
                 shown.append(disc)
         except ValueError as error:
@@ -142,6 +145,8 @@ def _discs(folder: Path, share: float) -> dict[str, np.ndarray]:
                 f"{folder / 'bounding_boxes.txt'} has no box 'x y width height' of image {image}"
             ) from error
         radius = share * np.hypot(width, height)
+        if not np.isfinite(radius):
+            raise ValueError(f"{folder / 'bounding_boxes.txt'}: the box of image {image} is {boxes[image]}")
         discs[images[image]] = np.array([(*disc, radius) for disc in shown]).reshape(-1, 4)
     return discs
 

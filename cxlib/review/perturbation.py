@@ -1,6 +1,5 @@
 """Gradient-sign perturbation, Eq. 5 and 6: move every pixel along the sign of an explanation and see what changes."""
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import product
 from numbers import Integral
@@ -119,8 +118,9 @@ def perturbation_grid(
     Raises:
         ValueError: as `sign_perturb`.
     """
+    check_images(images, targets)
     for epsilon, n in product(epsilons, n_iterations):
-        check(images, targets, epsilon, n)
+        check_setting(epsilon, n)
 
     network, images = fast(network), images.contiguous(memory_format=torch.channels_last)
     start = taps.record(network, images)
@@ -216,17 +216,34 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
     return images[0] if len(images) == 1 else torch.cat(list(images))
 
 
+def _range(values: Tensor) -> str:
+    """From where to where values go, in words."""
+    return f"from {values.min():.4g} to {values.max():.4g}" if values.numel() else ""
+
+
 def check(images: Tensor, targets: Tensor, epsilon: float, n_iterations: int) -> None:
     """What every perturbation asks of its arguments.
 
     Raises:
-        ValueError: epsilon or n_iterations out of range, wrong targets, images of half precision.
+        ValueError: images of half precision or outside [0, 1], epsilon or n_iterations out of range, wrong targets.
     """
+    check_images(images, targets)
+    check_setting(epsilon, n_iterations)
+
+
+def check_images(images: Tensor, targets: Tensor) -> None:
+    """What every perturbation asks of its images and targets; raises as `check`."""
     if images.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"images must be float32 or float64, got {images.dtype}, which swallows steps of this size")
+    if images.ndim != 4 or 0 in images.shape[1:] or not ((images >= 0) & (images <= 1)).all():
+        raise ValueError(f"images must be (B, 3, H, W) in [0, 1], got {tuple(images.shape)} {_range(images)}".rstrip())
     if targets.ndim != 1:
         raise ValueError(f"targets must be (B,), got shape {tuple(targets.shape)}")
-    if not 0 < epsilon < math.inf:
+
+
+def check_setting(epsilon: float, n_iterations: int) -> None:
+    """What every perturbation asks of its settings; raises as `check`."""
+    if not 0 < epsilon < torch.finfo(torch.float32).max:
         raise ValueError(f"epsilon must be finite and > 0, got {epsilon}")
     if not isinstance(n_iterations, Integral) or isinstance(n_iterations, bool) or n_iterations < 1:
         raise ValueError(f"n_iterations must be a whole number >= 1, got {n_iterations}")
