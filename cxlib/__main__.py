@@ -34,7 +34,8 @@ class OneLine(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with runtime.told_of_full_memory():
+                return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
             raise click.ClickException(str(error)) from error
 

@@ -137,6 +137,20 @@ def computed_by(device: Any) -> str:
 
 
 @contextmanager
+def told_of_full_memory() -> Iterator[None]:
+    """Inside, a device whose memory is too small is a ValueError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).partition("\n")[0].partition(". GPU")[0].removesuffix(".")
+        raise ValueError(f"the device's memory is too small ({reason}): take smaller images or the CPU") from error
+
+
+@contextmanager
 def full_float32() -> Iterator[None]:
     """Switch TF32 and autocast off inside, for they are coarser than the perturbation's steps; restored behind."""
     import torch
