@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -327,6 +328,24 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(repo, alone):
     assert len(kept(repo)) >= 3
     end(start(repo, "killed.npz", processes=2))
     assert (repo / "killed.npz").read_bytes() == alone
+
+
+def test_ended_at_random_moments_it_ends_with_the_same_bytes(repo, alone):
+    """By SIGTERM and SIGKILL, once the work is taken up; also where the launcher has to end its ranks."""
+    rng = np.random.default_rng(0)
+    for number, processes in ((signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGTERM, 2)):
+        begun = time.time_ns()
+        process = start(repo, "ended.npz", processes=processes)
+        wait_for(lambda: any(lock.stat().st_mtime_ns > begun for lock in repo.glob(".resume/*/*/lock")), process)  # noqa: B023
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, 0.5))
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode in (-number, 128 + number, 0)
+        assert (repo / "ended.npz").exists() == (process.returncode == 0)
+    end(start(repo, "ended.npz"))
+    assert (repo / "ended.npz").read_bytes() == alone
+    assert not list(repo.rglob(".*.partial*")) and not kept(repo)
 
 
 def test_a_process_that_is_killed_is_started_again_by_the_launcher(repo, alone):
