@@ -34,7 +34,8 @@ class OneLine(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with runtime.told_of_full_memory():
+                return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
             raise click.ClickException(" ".join(str(error).splitlines())) from error
 
@@ -366,35 +367,33 @@ def write(
         for role, k in zip(("target", "versus"), chosen)
     }
     top = p.topk(min(5, len(p)))
-    summary = {
+    amounts = {
         f"{explainer} {contrast}": {role: told(maps[e, c, r]) for r, role in enumerate(named)}
         for e, explainer in enumerate(explainers)
         for c, contrast in enumerate(contrasts)
     }
-    runtime.write_json(
-        f"{stem}.json",
-        {
-            "image": str(source),
-            **named,
-            "most_probable": {
-                str(rank): {"index": int(k), "name": classes[int(k)], "probability": float(value)}
-                for rank, (value, k) in enumerate(zip(top.values, top.indices), 1)
-            },
-            "maps": summary,
+    summary = {
+        "image": str(source),
+        **named,
+        "most_probable": {
+            str(rank): {"index": int(k), "name": classes[int(k)], "probability": float(value)}
+            for rank, (value, k) in enumerate(zip(top.values, top.indices), 1)
         },
-    )
-    names = np.array([[classes[k].replace(" ", "_") for k in chosen]])
+        "maps": amounts,
+    }
     axes = {"explainers": np.array(explainers), "contrasts": np.array(contrasts)}
-    runtime.write_arrays(f"{stem}.npz", maps=maps.numpy(), image=image.numpy(), classes=np.array(chosen), **axes)
     grid = {
         "images": image.permute(1, 2, 0).numpy()[None],
         "maps": maps.numpy()[None],
-        "names": names,
+        "names": np.array([[classes[k].replace(" ", "_") for k in chosen]]),
         "probabilities": p[list(chosen)].numpy()[None],
         "labels": np.array([""]),
     }
-    with runtime.atomic(f"{stem}.png") as partial:
-        overlay.over_images(grid | axes, partial)
+    places = [runtime.atomic(f"{stem}.{suffix}") for suffix in ("json", "npz", "png")]
+    with places[0] as numbers, places[1] as arrays, places[2] as picture:  # all of them, or none
+        runtime.write_json(numbers, summary)
+        runtime.write_arrays(arrays, maps=maps.numpy(), image=image.numpy(), classes=np.array(chosen), **axes)
+        overlay.over_images(grid | axes, picture)
 
 
 def told(values: Tensor) -> dict[str, float]:

@@ -224,9 +224,12 @@ def map_batches(
 ) -> list[Part] | None:
     """`compute(batch, load(batch))` for every batch of the indices, once, whatever the number of ranks and restarts.
 
+    Where the device's memory is too small for a batch, this and the next ones are computed in halves.
+
     Args:
-        load: reads a batch of the indices, in a process of its own where there are workers.
-        compute: from a batch of the indices and what was loaded to named arrays.
+        load: reads a batch of the indices, in a process of its own where there are workers: what has an entry an
+            index, or a tuple of such.
+        compute: from a batch of the indices and what was loaded to named arrays that can be joined, an entry an index.
         indices: of the samples.
         batch_size: indices in a batch; the last may have fewer.
         ranks: the processes that share the batches.
@@ -236,6 +239,9 @@ def map_batches(
 
     Returns:
         all results in the batches' order on rank 0, None on the others.
+
+    Raises:
+        ValueError: the device's memory is too small for one image.
     """
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     mine = range(ranks.rank, len(batches), ranks.size)
@@ -243,10 +249,11 @@ def map_batches(
     parts = {number: part for number, path in paths.items() if (part := _kept(path))}
     todo = [number for number in mine if number not in parts]
     loaded = prefetched(load, [batches[number] for number in todo], workers)
+    fitting = _Fitting(compute, batch_size)
     with runtime.progress((), what, "image", sum(len(batches[number]) for number in mine), ranks.rank == 0) as bar:
         bar.update(sum(len(batches[number]) for number in parts))
         for number in todo:
-            runtime.write_arrays(paths[number], **compute(batches[number], next(loaded)))
+            runtime.write_arrays(paths[number], **fitting(batches[number], next(loaded)))
             parts[number] = dict(runtime.read_arrays(paths[number]))
             bar.update(len(batches[number]))
     gathered = ranks.gather(parts)
@@ -254,6 +261,42 @@ def map_batches(
         return None
     together = {number: part for parts in gathered for number, part in parts.items()}
     return [together[number] for number in range(len(batches))]
+
+
+class _Fitting:
+    """A computation on as many images at once as the device's memory holds."""
+
+    def __init__(self, compute: Callable[[Sequence[int], Any], Part], size: int):
+        self.compute, self.size = compute, size
+
+    def __call__(self, batch: Sequence[int], loaded: Any) -> Part:
+        """The results of a batch, joined where it was too large."""
+        parts: list[Part] = []
+        done = 0
+        while done < len(batch):
+            now = slice(done, done + self.size)
+            part = self._tried(batch[now], tuple(one[now] for one in loaded) if type(loaded) is tuple else loaded[now])
+            if part is not None:
+                parts.append(part)
+                done += self.size
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _tried(self, batch: Sequence[int], loaded: Any) -> Part | None:
+        """The results of some images; None, and half the size from now on, where they were too many."""
+        import torch
+        from tqdm import tqdm
+
+        try:
+            return self.compute(batch, loaded)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        # Here the error is gone, and with it what its traceback held.
+        torch.cuda.empty_cache()
+        self.size = len(batch) // 2
+        warning = f"Warning: {len(batch)} images at once are too many for the device's memory: {self.size} from now on"
+        tqdm.write(warning, sys.stderr)
+        return None
 
 
 def _kept(path: Path) -> Part | None:

@@ -1,6 +1,7 @@
 """The edge of the library: names, device, precision, random state, progress and atomic files."""
 
 import ctypes
+import errno
 import glob
 import json
 import os
@@ -137,6 +138,20 @@ def computed_by(device: Any) -> str:
 
 
 @contextmanager
+def told_of_full_memory() -> Iterator[None]:
+    """Inside, a device whose memory is too small is a ValueError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).partition("\n")[0].partition(". GPU")[0].removesuffix(".")
+        raise ValueError(f"the device's memory is too small ({reason}): take smaller images or the CPU") from error
+
+
+@contextmanager
 def full_float32() -> Iterator[None]:
     """Switch TF32 and autocast off inside, for they are coarser than the perturbation's steps; restored behind."""
     import torch
@@ -207,6 +222,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure: a file or a folder.
 
     What killed processes left there is removed first.
+
+    Raises:
+        OSError: nothing can be written there, as on a full disk; it names the path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,8 +235,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir() and path.exists():
             shutil.rmtree(path)
         temporary.replace(path)
+    except OSError as error:
+        full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        if full or error.filename == str(temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
-        _remove(temporary)
+        with suppress(OSError):  # where nothing can be written, nothing is left
+            _remove(temporary)
 
 
 def _remove(path: Path) -> None:

@@ -62,7 +62,8 @@ class Stage(click.Command):
             # Every rank would do all the work and write the same files.
             raise click.ClickException(f"{ctx.info_name} is one process, torchrun started several: use python")
         try:
-            return super().invoke(ctx)
+            with runtime.told_of_full_memory():
+                return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
             raise click.ClickException(one_line(error)) from error
 
@@ -76,7 +77,8 @@ class SharedStage(Stage):
             machine = settings()
             if not runs.is_rank() and max(machine.processes, machine.nodes) > 1:
                 return launch(machine)
-            return click.Command.invoke(self, ctx)
+            with runtime.told_of_full_memory():
+                return click.Command.invoke(self, ctx)
         except (ValueError, OSError, FloatingPointError) as error:
             if runs.is_rank() and REASON in os.environ:
                 # Whole, or not there: another rank may say the same, and be ended while it does.

@@ -1,5 +1,6 @@
 """What the experiments share: the images a network sees, how they are chosen, and processes that share the batches."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,7 +110,9 @@ def running(files: Sequence[str | Path], *seen: Samples | ArrayLike) -> Iterator
     device = runtime.device(machine.device, machine.threads)
     options = click.get_current_context().params
     options = options | {"computed_by": runtime.computed_by(device), "batch": machine.batch_size}
-    files = [script, *sorted(script.parent.glob("_*.py")), *files]
+    # Of what lies beside the script that which is executed, as of the package's modules.
+    beside = [path for path in sorted(script.parent.glob("_*.py")) if path.stem in sys.modules]
+    files = [script, *beside, *files]
     values: list[ArrayLike] = []
     for one in seen:
         files += one.paths if isinstance(one, Samples) else []

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxlib import networks
+from cxlib import networks, runtime
 from cxlib.runs import Ranks, fingerprint, joined, map_batches, prefetched, workplace
 from cxlib.synthbirds import species
 
@@ -154,6 +155,46 @@ def test_a_damaged_part_is_computed_anew(tmp_path, damage):
     assert [part["squares"].tolist() for part in parts] == [part["squares"].tolist() for part in whole]
 
 
+def fitting(n, tried):
+    """Squares, on a device whose memory holds n images."""
+
+    def compute(batch, loaded):
+        tried.append(len(batch))
+        if len(batch) > n:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1 GiB")
+        return squares(batch, loaded)
+
+    return compute
+
+
+@pytest.mark.parametrize(("n", "tried"), [(4, [4, 4, 2]), (3, [4, 2, 2, 2, 2, 2]), (1, [4, 2, *[1] * 10])])
+def test_a_batch_that_the_memory_does_not_hold_is_halved(tmp_path, capsys, n, tried):
+    """And so are those after it; each halving is told once, and parts are those of whole batches."""
+    parts = map_batches(load, squares, range(10), 4, Ranks(), tmp_path / "whole", "squares")
+    seen = []
+    halved = map_batches(load, fitting(n, seen), range(10), 4, Ranks(), tmp_path / "halved", "squares")
+    assert [part["squares"].tolist() for part in halved] == [part["squares"].tolist() for part in parts]
+    assert seen == tried
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "Warning" in line]
+    sizes = [4, 2, 1][: 1 + (n < 4) + (n < 2)]
+    assert [[int(word) for word in re.findall(r"\d+", line)] for line in warnings] == [[a, a // 2] for a in sizes[:-1]]
+
+
+def test_all_that_was_loaded_of_a_batch_is_halved(tmp_path):
+    def compute(batch, loaded):
+        images, labels = loaded
+        return {"sums": fitting(2, [])(batch, images)["squares"] + labels.numpy()}
+
+    parts = map_batches(lambda b: (load(b), torch.tensor(b)), compute, list(range(5)), 5, Ranks(), tmp_path, "sums")
+    assert parts[0]["sums"].tolist() == [i**2 + i for i in range(5)]
+
+
+def test_a_memory_without_room_for_one_image_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"too small \(CUDA out of memory\. Tried to allocate 2 GiB\): take"):  # noqa: SIM117
+        with runtime.told_of_full_memory():
+            map_batches(load, fitting(0, []), range(3), 2, Ranks(), tmp_path, "squares")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_loading_complains_of_is_one_line_wherever_it_ran(workers):
     def broken(item):
@@ -287,6 +328,24 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(repo, alone):
     assert len(kept(repo)) >= 3
     end(start(repo, "killed.npz", processes=2))
     assert (repo / "killed.npz").read_bytes() == alone
+
+
+def test_ended_at_random_moments_it_ends_with_the_same_bytes(repo, alone):
+    """By SIGTERM and SIGKILL, once the work is taken up; also where the launcher has to end its ranks."""
+    rng = np.random.default_rng(0)
+    for number, processes in ((signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGTERM, 2)):
+        begun = time.time_ns()
+        process = start(repo, "ended.npz", processes=processes)
+        wait_for(lambda: any(lock.stat().st_mtime_ns > begun for lock in repo.glob(".resume/*/*/lock")), process)  # noqa: B023
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, 0.5))
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode in (-number, 128 + number, 0)
+        assert (repo / "ended.npz").exists() == (process.returncode == 0)
+    end(start(repo, "ended.npz"))
+    assert (repo / "ended.npz").read_bytes() == alone
+    assert not list(repo.rglob(".*.partial*")) and not kept(repo)
 
 
 def test_a_process_that_is_killed_is_started_again_by_the_launcher(repo, alone):

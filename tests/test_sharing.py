@@ -112,14 +112,15 @@ def test_clone_pulls_everything_and_runs_nothing(shared):
         assert (theirs.folder / file).read_bytes() == (shared.mine.folder / file).read_bytes()
 
 
-def test_damaged_object_on_the_remote_is_never_taken(shared):
+@pytest.mark.parametrize("body", [b"x\n", b"w"], ids=["damaged", "truncated"])
+def test_damaged_object_on_the_remote_is_never_taken(shared, body):
     """With `verify true`; without it DVC would put the damaged weights in place and exit with 0."""
     good = (shared.mine.folder / "weights" / "a").read_bytes()
     md5 = hashlib.md5(good).hexdigest()
     key = f"dvc/files/md5/{md5[:2]}/{md5[2:]}"
-    shared.s3.put_object(Bucket="team", Key=key, Body=b"x\n")
+    shared.s3.put_object(Bucket="team", Key=key, Body=body)
     try:
-        theirs = shared.mine.clone(shared.folder / "damaged")
+        theirs = shared.mine.clone(shared.folder / f"damaged_{len(body)}")
         assert "ERROR: failed to pull data" in theirs.dvc("pull", fails=True)
         assert not (theirs.folder / "weights" / "a").exists()
         assert not (theirs.folder / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]).exists()

@@ -589,13 +589,16 @@ def test_unfinished_work_is_not_taken_up_where_the_data_have_changed(here, tmp_p
     assert workplace_of(here.commands[name], data=folder, **changes) != before
 
 
-@pytest.mark.parametrize("name", ["train@vit_mini", "perturb@squeezenet1_1"])
-def test_unfinished_work_is_that_of_the_scripts_and_of_what_computes(here, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [("train@vit_mini", ("_experiment", "_training")), ("perturb@squeezenet1_1", ("_experiment",))],
+)
+def test_unfinished_work_is_that_of_the_scripts_and_of_what_computes(here, monkeypatch, name, beside):
     before = workplace_of(here.commands[name])
     with mock.patch.object(runs, "fingerprint", return_value="0123") as asked:
         workplace_of(here.commands[name])
     script = arguments(here.commands[name])[0]
-    assert {ROOT / script, ROOT / "stages/_experiment.py", ROOT / "stages/_training.py"} <= {*asked.call_args.args[1]}
+    assert {ROOT / script, *(ROOT / "stages" / f"{one}.py" for one in beside)} <= {*asked.call_args.args[1]}
     monkeypatch.setattr(runtime, "computed_by", lambda _device: "another processor")
     assert workplace_of(here.commands[name]) != before
 

@@ -1,6 +1,7 @@
 """Fine-tuning, as the review trains VGG-16-BN on CUB-200-2011, for any network and any folder of images."""
 
 import copy
+import io
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -326,8 +327,11 @@ class _Checkpoint:
         """Replace the file by what was taken, if anything was."""
         if self.path is None or self.taken is None:
             return
+        # Through a buffer: of a full disk torch.save would say that a position is unexpected.
+        buffer = io.BytesIO()
+        torch.save(self.taken, buffer)
         with runtime.atomic(self.path) as temporary:
-            torch.save(self.taken, temporary)
+            temporary.write_bytes(buffer.getbuffer())
         self._remember(self.taken)
         self.taken = None
 
