@@ -52,9 +52,14 @@ class Stage(click.Command):
     """A click command whose bad input ends in one line and exit code 1; options may be spelled as in params.yaml."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words; `_` is `-` in the names of options and choices, any other value is what it is."""
-        ctx.token_normalize_func = lambda name: name.replace("_", "-")
-        return super().parse_args(ctx, args)
+        """Read the words; only the names of this command's options may have `_` in place of `-`."""
+        known = {name for parameter in self.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        words = []
+        for word in args:
+            name, equals, value = word.partition("=")
+            spelled = name.replace("_", "-")
+            words.append(spelled + equals + value if spelled in known else word)
+        return super().parse_args(ctx, words)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the stage; every option's value is known to be well-formed."""

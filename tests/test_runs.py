@@ -342,7 +342,8 @@ def test_ended_at_random_moments_it_ends_with_the_same_bytes(repo, alone):
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode in (-number, 128 + number, 0)
-        assert (repo / "ended.npz").exists() == (process.returncode == 0)
+        # A signal may come when all is written.
+        assert (repo / "ended.npz").exists() or process.returncode != 0
     end(start(repo, "ended.npz"))
     assert (repo / "ended.npz").read_bytes() == alone
     assert not list(repo.rglob(".*.partial*")) and not kept(repo)

@@ -119,7 +119,7 @@ def test_cub_attribute_names_lead_to_cub_parts(tmp_path):
     (folder / "classes.txt").write_text("1 001.First\n3 003.Third\n")
     assert discriminative_parts(folder, 0, 1) == {"beak", "left wing", "right wing"}
     (folder / "classes.txt").write_text("1 001.First\n4 004.Fourth\n")
-    with pytest.raises(ValueError, match=r"has 3 classes, but classes\.txt counts to 4"):
+    with pytest.raises(ValueError, match=r"has 3 classes, but classes\.txt counts from 1 to 4"):
         discriminative_parts(folder, 0, 1)
 
 
