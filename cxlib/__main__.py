@@ -37,7 +37,7 @@ class OneLine(click.Group):
             with runtime.told_of_full_memory():
                 return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
-            raise click.ClickException(" ".join(str(error).splitlines())) from error
+            raise click.ClickException(runtime.one_line(error)) from error
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -137,6 +137,11 @@ def computed_by(device: Any) -> str:
     return f"{device.type} {kind}, torch {torch.__version__}"
 
 
+def one_line(error: Exception) -> str:
+    """What an error says; a path in it may hold line ends."""
+    return " ".join(str(error).splitlines())
+
+
 @contextmanager
 def told_of_full_memory() -> Iterator[None]:
     """Inside, a device whose memory is too small is a ValueError of one line."""

@@ -43,11 +43,6 @@ POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 SIZE, AMOUNT, SHARE = Number(min=0, min_open=True), Number(min=0), Number(min=0, max=1)
 
 
-def one_line(error: Exception) -> str:
-    """What an error says; a path in it may hold line ends."""
-    return " ".join(str(error).splitlines())
-
-
 class Stage(click.Command):
     """A click command whose bad input ends in one line and exit code 1; options may be spelled as in params.yaml."""
 
@@ -70,7 +65,7 @@ class Stage(click.Command):
             with runtime.told_of_full_memory():
                 return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
-            raise click.ClickException(one_line(error)) from error
+            raise click.ClickException(runtime.one_line(error)) from error
 
 
 class SharedStage(Stage):
@@ -88,10 +83,10 @@ class SharedStage(Stage):
             if runs.is_rank() and REASON in os.environ:
                 # Whole, or not there: another rank may say the same, and be ended while it does.
                 with runtime.atomic(os.environ[REASON]) as whole:
-                    whole.write_text(one_line(error))
+                    whole.write_text(runtime.one_line(error))
                 os.kill(os.getppid(), signal.SIGTERM)
                 sys.exit(1)
-            raise click.ClickException(one_line(error)) from error
+            raise click.ClickException(runtime.one_line(error)) from error
 
 
 def settings() -> runtime.Machine:
