@@ -17,6 +17,8 @@ from cxlib.explainers import explain
 #: Contrasts whose maps are related, and pairs of them whose maps of t1 are correlated.
 CONTRASTS = ("original", "mean", "max", "weighted", "probability")
 PAIRS = (("mean", "original"), ("max", "weighted"), ("weighted", "original"), ("probability", "weighted"))
+#: How many pairs of other classes are drawn for an image; the correlation of one pair is mostly chance.
+PAIRS_OF_STRANGERS = 4
 
 
 class Related(NamedTuple):
@@ -24,8 +26,8 @@ class Related(NamedTuple):
 
     Attributes:
         between: (B, explainers, contrasts), correlation of the maps of t1 and t2.
-        strangers: (B, explainers), the same of the original maps of two other classes, drawn at random; NaN where the
-            network tells fewer than four classes apart.
+        strangers: (B, explainers), the same of the original maps of two other classes, averaged over pairs drawn at
+            random; NaN where the network tells fewer than four classes apart.
         residual: (B, explainers), share of the original map of t2 that no multiple of the map of t1 explains.
         alike: (B, explainers, pairs), correlation of two contrasts' maps of t1, by `PAIRS`.
         negative: (B, explainers, contrasts), share of the pixels of the map of t1 that are negative.
@@ -56,7 +58,7 @@ def relate(
         images: (B, 3, H, W) in [0, 1].
         explainers: names in `explainers.EXPLAINERS`.
         layer: the explanation layer, as `explain` takes it.
-        generators: one an image, which draws its two other classes.
+        generators: one an image, which draws its pairs of other classes.
 
     Raises:
         ValueError: there is but one class, an unknown name, or a layer without a map.
@@ -66,16 +68,18 @@ def relate(
     if n_classes < 2:
         raise ValueError("maps of two classes are related, the network knows one")
     order = logits.argsort(dim=1, descending=True, stable=True)
-    others = 2 + torch.stack([torch.randperm(n_classes - 2, generator=generator)[:2] for generator in generators])
+    n_pairs = min(PAIRS_OF_STRANGERS, (n_classes - 2) // 2)
+    drawn = [torch.randperm(n_classes - 2, generator=generator)[: 2 * n_pairs] for generator in generators]
+    others = order.gather(1, 2 + torch.stack(drawn))  # (B, 2 * pairs)
     places = {name: place for place, name in enumerate(CONTRASTS)}
     measured = []
     for name in explainers:
         maps = explain(network, images, order[:, :2], name, CONTRASTS, layer, upsample=False)
         t1, t2 = maps.transpose(0, 1).double().cpu().flatten(3).unbind(2)  # (B, contrasts, pixels) each
         apart = torch.full((len(images),), torch.nan, dtype=torch.float64)
-        if n_classes >= 4:
-            originals = explain(network, images, order.gather(1, others), name, "original", layer, upsample=False)
-            apart = correlation(*originals.double().cpu().flatten(2).unbind(1))
+        if n_pairs:
+            originals = explain(network, images, others, name, "original", layer, upsample=False)
+            apart = correlation(*originals.double().cpu().flatten(2).unflatten(1, (2, n_pairs)).unbind(1)).mean(1)
         measured.append(
             (
                 correlation(t1, t2),
