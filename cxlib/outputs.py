@@ -47,9 +47,10 @@ def region(mask: Tensor) -> Callable[[Any], Tensor]:
         if not isinstance(logits, Tensor) or logits.ndim != 4 or weights.shape[:-2] not in ((), logits.shape[:1]):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"a region {tuple(mask.shape)} needs logits (B, K, h, w) of its images, got {got}")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         rows, columns = (_bilinear(n, N) for n, N in zip(logits.shape[-2:], weights.shape[-2:]))
         of_places = rows.T @ weights.cpu() @ columns  # (h, w) or (B, h, w)
-        return (logits * of_places.to(logits).expand(len(logits), -1, -1)[:, None]).sum((-2, -1))
+        return torch.einsum("bkhw,bhw->bk", logits, of_places.to(logits).expand(len(logits), -1, -1))
 
     return of_region
 
@@ -64,12 +65,14 @@ def box(corners: Tensor) -> Callable[[Any], Tensor]:
         corners: (4,) for all images, or (B, 4): left, top, right, bottom in shares of the image's width and height.
 
     Raises:
-        ValueError: corners of another shape or order; later boxes without any overlap.
+        ValueError: corners of another shape or order; later an answer without boxes, or none that overlaps.
     """
     if corners.ndim not in (1, 2) or corners.shape[-1] != 4 or not (corners[..., :2] < corners[..., 2:]).all():
         raise ValueError(f"a box is (left, top, right, bottom), (4,) or (B, 4), got {corners.tolist()}")
 
     def of_box(answer: Any) -> Tensor:
+        if not (hasattr(answer, "pred_boxes") and hasattr(answer, "logits")):
+            raise ValueError(f"a box needs an answer with `logits` and `pred_boxes`, got {type(answer).__name__}")
         predicted = box_convert(answer.pred_boxes.detach(), "cxcywh", "xyxy")  # (B, Q, 4)
         given = corners.to(predicted).expand(len(predicted), 4)
         overlaps = torch.stack([box_iou(one[None], queries)[0] for one, queries in zip(given, predicted)])  # (B, Q)

@@ -3,6 +3,7 @@
 import huggingface as hugging
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 from torch.nn import functional as F
 
@@ -220,7 +221,9 @@ def test_padded_tokens_are_on_no_grid_that_is_known_and_laid_out_by_hand():
     same(ours, by_hand("gradcam", a, g))
 
 
-def test_layers_of_maps_are_known():
-    for family, last in {"ResNet": "resnet.encoder.stages.3", "Swin": "swin.layernorm"}.items():
-        network = hugging.build(family)
-        assert networks.explanation_layer(network) is network.get_submodule(last)
+def test_the_last_map_of_a_family_is_that_of_its_relatives():
+    shape = {"hidden_sizes": [8, 12, 16], "depths": [1, 1, 1]}
+    regnet = hf.RegNetForImageClassification(hf.RegNetConfig(embedding_size=8, groups_width=4, **shape))
+    convnext = hf.ConvNextV2ForImageClassification(hf.ConvNextV2Config(num_stages=3, **shape))
+    assert networks.explanation_layer(regnet) is regnet.regnet.encoder.stages[-1]
+    assert networks.explanation_layer(convnext) is convnext.convnextv2.encoder.stages[-1]

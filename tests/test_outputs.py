@@ -7,7 +7,7 @@ import transformers as hf
 from huggingface import PROMPTS
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50, lraspp_mobilenet_v3_large
 
 from cxlib import networks, outputs
 from cxlib.contrasts import cotangent
@@ -75,6 +75,9 @@ def test_a_batchs_regions_are_those_of_its_images(segformer):
 
 
 def test_torchvisions_segmenters_are_explained_at_the_end_of_their_trunk():
+    with torch.device("meta"):
+        larger = [kind(weights=None, weights_backbone=None) for kind in (deeplabv3_resnet50, fcn_resnet50)]
+    assert all(networks.explanation_layer(network) is network.backbone.layer4 for network in larger)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = networks.freeze(lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5))
@@ -164,6 +167,8 @@ def test_corners_that_are_no_box_are_told_in_one_line(corners):
 def test_a_box_that_nothing_overlaps_is_told_in_one_line(yolos):
     with pytest.raises(ValueError, match="no predicted box overlaps"):
         explain(yolos, IMAGES, TARGETS, "gradient", output=outputs.box(torch.tensor([100.0, 100, 200, 200])))
+    with pytest.raises(ValueError, match="needs an answer with `logits` and `pred_boxes`, got Tensor"):
+        outputs.box(torch.tensor([0.0, 0, 1, 1]))(IMAGES)
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def token_layers(network: nn.Module) -> list[str]:
         ValueError: there is no transformer.
     """
     return [
-        f"{name}.{next(part for part in _NORMALISATIONS if hasattr(block, part))}"
+        f"{name}.{next((part for part in _NORMALISATIONS if hasattr(block, part)), _NORMALISATIONS[0])}"
         for name, block in blocks(network).items()
     ]
 
@@ -158,9 +158,7 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
     inner = transformer(network)
     *_, whole = nested(network)
     prefix = next(name for name, module in whole.named_modules() if module is inner)
-    container = _container(inner)
-    if container is None:
-        raise ValueError(f"{type(inner).__name__} has no blocks with an attention")
+    container = _container(inner) or "blocks"
     return {
         ".".join(filter(None, (prefix, container, name))): block
         for name, block in inner.get_submodule(container).named_children()
@@ -226,9 +224,9 @@ def _plain(attention: nn.MultiheadAttention, probe: nn.Module) -> Callable[..., 
     return forward
 
 
-def _asking(attention: nn.Module) -> tuple[Any, MutableMapping[str, Any]] | None:
+def _asking(attention: nn.Module | None) -> tuple[Any, MutableMapping[str, Any]] | None:
     """The part of an attention that looks its arithmetic up in Hugging Face's register, and that register."""
-    for part in attention.modules():
+    for part in () if attention is None else attention.modules():
         register = getattr(sys.modules[type(part).__module__], "ALL_ATTENTION_FUNCTIONS", None)
         if register is not None and hasattr(getattr(part, "config", None), "_attn_implementation"):
             return part, register
