@@ -9,11 +9,11 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cxlib import adapters, contrasts, datasets, metrics, networks
+    from cxlib import adapters, contrasts, datasets, metrics, networks, outputs
     from cxlib.contrasts import CONTRASTS
     from cxlib.explainers import EXPLAINERS, explain
 
-__all__ = ["CONTRASTS", "EXPLAINERS", "adapters", "contrasts", "datasets", "explain", "metrics", "networks"]
+__all__ = ["CONTRASTS", "EXPLAINERS", "adapters", "contrasts", "datasets", "explain", "metrics", "networks", "outputs"]
 
 _HOME = {"CONTRASTS": "cxlib.contrasts", "EXPLAINERS": "cxlib.explainers", "explain": "cxlib.explainers"}
 

@@ -115,7 +115,7 @@ def record(
         network: maps images (B, 3, H, W) to logits (B, K), or to what has them as `logits`, or to a tuple or dictionary
             with no other tensor (B, K).
         images: (B, 3, H, W).
-        layer: a module inside the network whose output is a tensor.
+        layer: a module inside the network whose output is a tensor, or a tuple with one.
         precision: of the passes, as of `torch.autocast`.
 
     Raises:
@@ -134,8 +134,7 @@ def record(
         if not leaves:
             raise ValueError(f"the layer {type(layer).__name__} did not run in the forward pass")
         leaf = leaves[-1]
-        if len(leaf) != len(images):
-            raise ValueError(f"the layer {type(layer).__name__} gives {tuple(leaf.shape)} for {len(images)} images")
+        _check_batch(layer, leaf, images)
         moved = leaf.ndim == 4 and networks.channels_last(network, layer)
     if not output.requires_grad:
         raise ValueError(_UNLINKED)
@@ -183,7 +182,7 @@ class Records:
 
     Attributes:
         logits: (B, K), detached.
-        activations: the output of each layer (B, ...), detached, in the order in which they ran.
+        activations: the output of each layer (B, ...), of its last run, detached, in the layers' order.
     """
 
     logits: Tensor
@@ -210,19 +209,22 @@ class Records:
 def record_each(network: nn.Module, images: Tensor, layers: Iterable[nn.Module]) -> Records:
     """Run the network once, recording every one of `layers`; the graph begins at the first that runs.
 
-    Args and raises as `record`.
+    Outputs are as the layers give them, also where channels are last. Args and raises as `record`.
     """
-    layers = list(layers)
+    runs: list[tuple[nn.Module, list[Tensor]]] = [(layer, []) for layer in layers]
     with torch.no_grad(), ExitStack() as stack:
-        nodes: list[Tensor] = []
-        for layer in layers:
+        for layer, nodes in runs:
             stack.enter_context(_tapped(layer, nodes))
         output = _run(network, _leaf(images).detach())
-    if len(nodes) < len(layers):
-        raise ValueError(f"{len(layers) - len(nodes)} of {len(layers)} layers did not run in the forward pass")
+    idle = [type(layer).__name__ for layer, nodes in runs if not nodes]
+    if idle:
+        raise ValueError(f"{len(idle)} of {len(runs)} layers did not run in the forward pass: {', '.join(idle)}")
+    for layer, nodes in runs:
+        _check_batch(layer, nodes[-1], images)
     if not output.requires_grad:
         raise ValueError(_UNLINKED)
-    return Records(output.detach(), tuple(node.detach() for node in nodes), output, tuple(nodes))
+    last = tuple(nodes[-1] for _, nodes in runs)
+    return Records(output.detach(), tuple(node.detach() for node in last), output, last)
 
 
 @torch.no_grad()
@@ -240,7 +242,7 @@ def _run(network: nn.Module, images: Tensor, precision: torch.dtype = torch.floa
     matrices = (weight.dtype for weight in network.parameters() if weight.is_floating_point() and weight.ndim > 1)
     dtype = next(matrices, images.dtype)
     coarse = nullcontext() if precision == torch.float32 else torch.autocast(images.device.type, precision)
-    with _steady(network), coarse:
+    with steady(network), coarse:
         logits = _widened(_logits_of(network(images.to(dtype, copy=True)), len(images)))
     if not logits.isfinite().all():
         image, k = (~logits.isfinite()).nonzero()[0].tolist()
@@ -267,6 +269,11 @@ def _logits_of(answer: Any, n_images: int) -> Tensor:
     return found[0]
 
 
+def _check_batch(layer: nn.Module, output: Tensor, images: Tensor) -> None:
+    if len(output) != len(images):
+        raise ValueError(f"the layer {type(layer).__name__} gives {tuple(output.shape)} for {len(images)} images")
+
+
 def _widened(values: Any) -> Any:
     """A tensor in float32 at least; None where there is none."""
     return values if values is None else values.to(_wide(values.dtype))
@@ -289,7 +296,7 @@ def _leaf(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _steady(network: nn.Module) -> Iterator[None]:
+def steady(network: nn.Module) -> Iterator[None]:
     """Evaluation mode, full float32, and all in this process: what was changed is restored."""
     training = [module for module in network.modules() if module.training]
     shared: list[Any] = [module for module in network.modules() if isinstance(module, _SHARED)]
@@ -314,7 +321,9 @@ def _steady(network: nn.Module) -> Iterator[None]:
 def _tapped(layer: nn.Module, nodes: list[Tensor]) -> Iterator[None]:
     """Append the layer's output to `nodes` each time it runs; a graph starts there, unless one has started before."""
 
-    def start_graph(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    def start_graph(_module: nn.Module, _inputs: object, output: Any) -> Any:
+        if type(output) is tuple and sum(isinstance(part, Tensor) for part in output) == 1:
+            return tuple(start_graph(_module, _inputs, part) if isinstance(part, Tensor) else part for part in output)
         if not isinstance(output, Tensor):
             raise ValueError(f"the layer {type(layer).__name__} returns {type(output).__name__}, not one tensor")
         linked = torch.is_grad_enabled() and output.requires_grad  # to a layer that was tapped before

@@ -580,7 +580,7 @@ def test_a_users_own_function_is_a_contrast(network, images, targets, explainer)
 def test_the_public_face_is_the_contract():
     assert cxlib.explain is explain
     defaults = {"explainer": "gradcam", "contrast": "weighted", "layer": None, "relu": False, "upsample": True}
-    defaults["output"] = None
+    defaults |= {"output": None, "reshape": None, "each_layer": False}
     parameters = signature(cxlib.explain).parameters
     assert list(parameters) == ["network", "images", "targets", *defaults]
     assert {name: parameters[name].default for name in defaults} == defaults

@@ -20,8 +20,9 @@ LIBRARY = (
     ("networks",),
     ("datasets",),
     ("taps",),
-    ("adapters",),
+    ("outputs",),
     ("explainers",),
+    ("adapters",),
     ("metrics",),
     ("__init__", "__main__"),
 )

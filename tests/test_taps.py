@@ -393,6 +393,39 @@ def test_records_of_several_layers_are_the_record_of_each(network, images):
         torch.testing.assert_close(gradient, recorded.pull_back(cotangent), rtol=1e-12, atol=1e-14)
 
 
+class InTuples(nn.Module):
+    """Its layer returns a tensor and what is none, as blocks of transformers do."""
+
+    class Block(nn.Module):
+        def forward(self, x):
+            return (x.tanh(), None)
+
+    def __init__(self, inner):
+        super().__init__()
+        self.block, self.inner = self.Block(), inner
+
+    def forward(self, images):
+        hidden, _ = self.block(images)
+        return self.inner(hidden)
+
+
+def test_a_layer_that_returns_one_tensor_in_a_tuple_is_recorded_there(network, images):
+    recorded = taps.record(InTuples(network), images, None).logits
+    tapped_at = InTuples(network)
+    ours, expected = taps.record(tapped_at, images, tapped_at.block), taps.record(network, images.tanh())
+    assert torch.equal(ours.logits, recorded)
+    assert torch.equal(ours.activation, images.tanh())
+    assert torch.equal(ours.pull_back(cotangents(4, 6)), expected.pull_back(cotangents(4, 6)))
+
+
+def test_records_are_in_the_order_of_the_layers_and_of_their_last_run(network, images):
+    names = ["features.4", "features.0"]
+    layers = [explanation_layer(network, name) for name in names]
+    traced = taps.record_each(nn.Sequential(network, nn.Identity()), images, layers)
+    for layer, activation in zip(layers, traced.activations):
+        assert torch.equal(activation, taps.record(network, images, layer).activation)
+
+
 def test_records_say_which_layers_did_not_run_or_do_not_count(network, images):
     apart = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="1 of 2 layers did not run"):

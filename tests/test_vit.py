@@ -423,6 +423,15 @@ def test_a_network_without_attention_is_refused(pooled, images, targets, explain
         explain(pooled, images, targets, explainer)
 
 
+def test_blocks_whose_attention_is_out_of_reach_are_named_and_explained_at_a_layer_of_theirs():
+    block = timm.models.vision_transformer.ParallelScalingBlock
+    network = TimmTransformer(16, PATCH, embed_dim=16, depth=2, num_heads=2, num_classes=N_CLASSES, block_fn=block)
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"the attention matrix of blocks\.0 \(ParallelScalingBlock\) is out of reach"):
+        explain(network, images, TARGETS, "attention_rollout")
+    assert explain(network, images, TARGETS, "vit_gradcam", layer="blocks.1.in_norm").any()
+
+
 def test_layers_that_hold_no_tokens_or_no_gradient_of_them_are_refused():
     network = build("class token")
     images = pictures(network)

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from cxlib import runtime, taps
 from cxlib.contrasts import CONTRASTS, NORMALISED, Contrast, check_targets, cotangent
 from cxlib.explainers import cam, fullgrad, gradient, vit
+from cxlib.explainers.layout import Layout, layout
 from cxlib.explainers.normalised import Weighing, weighing
 from cxlib.networks import explanation_layer
 
@@ -30,14 +32,16 @@ def explain(
     targets: Tensor,
     explainer: str = "gradcam",
     contrast: str | Contrast | Tensor | Sequence[str | Contrast | Tensor] = "weighted",
-    layer: str | nn.Module | None = None,
+    layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
     relu: bool = False,
     upsample: bool = True,
     output: Callable[[Any], Tensor] | None = None,
+    reshape: Layout | None = None,
+    each_layer: bool = False,
 ) -> Tensor:
     """Saliency maps that say why the target class, under a contrast.
 
-    All targets and contrasts of an image share one forward pass, and a batch gives what single images give.
+    All targets, contrasts and layers of an image share one forward pass, and a batch gives what single images give.
 
     Args:
         network: maps images (B, 3, H, W) to logits (B, K), to what has them as `logits`, to a tuple or dictionary with
@@ -49,29 +53,36 @@ def explain(
             (B, T, K), ``normalised`` (`explainers.normalised`), or a list of C of them.
         layer: the explanation layer, by name or module; None takes the network's own
             (`networks.explanation_layer`). `gradient` and `fullgrad` take none: they explain the whole network;
-            `vit_gradcam` takes a layer of tokens (`vit.token_layers`), a rollout the block at which it begins.
-        relu: keep the positive part only, as the explainers' standard variants do.
+            `vit_gradcam` takes a layer of tokens (`vit.token_layers`), a rollout the block at which it begins. Those
+            that look at one layer (`gradcam` and its kin) also take a list of L layers, whose maps are summed after
+            resizing to the images, or to the finest of them.
+        relu: keep the positive part only, as the explainers' standard variants do; of each layer's map before the sum.
         upsample: bilinear to (H, W), ``align_corners=True`` as published; False keeps the layer's resolution.
-        output: from the network's answer to logits (B, K).
+        output: from the network's answer to logits (B, K); ready ones stand in `cxlib.outputs`.
+        reshape: from what a layer gives (B, ...) to (B, C, h, w), for activation and gradient alike, where the rules
+            (`explainers.layout`) do not know how places and channels lie.
+        each_layer: of a list of layers give each one's map instead of their sum.
 
     Returns:
-        (B, H, W) for targets (B,), (B, T, H, W) for targets (B, T), with a leading C for a list of contrasts;
-        on the images' device, without graph, in float32 at least: autocast is off inside, and weights of half precision
-        are taken as they are (see `taps`).
+        (B, H, W) for targets (B,), (B, T, H, W) for targets (B, T), with a leading C for a list of contrasts, and
+        before it a leading L with `each_layer`; on the images' device, without graph, in float32 at least: autocast is
+        off inside, and weights of half precision are taken as they are (see `taps`).
 
     Raises:
-        ValueError: unknown names, no image or no contrast, wrong targets, a layer that has no spatial map, or logits or
-            maps that are not finite.
+        ValueError: unknown names, no image or no contrast, wrong targets, a layer that has no spatial map, layers or
+            `reshape` for an explainer that takes none, or logits or maps that are not finite.
     """
     runtime.check_name("explainer", explainer, EXPLAINERS)
     listed = isinstance(contrast, list | tuple)
     contrasts: Sequence[str | Contrast | Tensor] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
     if images.ndim != 4 or not images.numel() or images.is_complex():
         raise ValueError(f"images must be real (B, 3, H, W), one or more, got {images.dtype} {tuple(images.shape)}")
+    layers: list[Any] = list(layer) if isinstance(layer, list | tuple) else [layer]
+    _check_layers(explainer, layer, reshape, each_layer)
     asked: list[Asked] = []
     if output is not None:
         # A layer's name is the network's own, also where `output` is a module that has layers too.
-        layer = explanation_layer(network, layer) if isinstance(layer, str) else layer
+        layers = [explanation_layer(network, name) if isinstance(name, str) else name for name in layers]
         network = _Answering(network, output)
 
     def cotangents(logits: Tensor) -> Tensor:
@@ -80,22 +91,57 @@ def explain(
         return asked[-1].cotangents
 
     if explainer in OWN:
-        maps = OWN[explainer](network, images, cotangents, layer, relu)  # (B, M, h, w)
+        of_layers = [OWN[explainer](network, images, cotangents, layers[0], relu)]  # (B, M, h, w)
+    elif explainer in gradient.MAPS:
+        recorded = taps.record(network, images)
+        of_layers = [saliency(explainer, recorded.activation, recorded.pull_back(cotangents(recorded.logits)))]
     else:
-        tapped = None if explainer in gradient.MAPS else explanation_layer(network, layer)
-        recorded = taps.record(network, images, tapped)
-        maps = saliency(explainer, recorded.activation, recorded.pull_back(cotangents(recorded.logits)))
-    if not maps.isfinite().all():
+        tapped = [explanation_layer(network, name) for name in layers]
+        of_layers = _at_layers(explainer, network, images, cotangents, tapped, reshape)
+    if not all(maps.isfinite().all() for maps in of_layers):
         raise ValueError(
             f"the maps of {explainer} are not finite though the logits are: the network's gradient overflows, or has no"
             " value, as that of a square root at 0"
         )
-    maps = answer(maps, asked[-1], relu)  # (B, C, T, h, w)
-    if upsample:
-        maps = resized(maps.flatten(1, 2), images.shape[-2:]).unflatten(1, maps.shape[1:3])
-    maps = maps.transpose(0, 1)
-    maps = maps if targets.ndim == 2 else maps.squeeze(2)
-    return maps if listed else maps.squeeze(0)
+    of_layers = [answer(maps, asked[-1], relu) for maps in of_layers]  # (B, C, T, h, w)
+    finest = [max(sizes) for sizes in zip(*(maps.shape[-2:] for maps in of_layers))]
+    size = images.shape[-2:] if upsample else finest
+    of_layers = [resized(maps.flatten(1, 2), size).unflatten(1, maps.shape[1:3]) for maps in of_layers]
+    maps = torch.stack(of_layers) if each_layer else reduce(torch.add, of_layers)
+    maps = maps.transpose(-5, -4)
+    maps = maps if targets.ndim == 2 else maps.squeeze(-3)
+    return maps if listed else maps.squeeze(-4 if targets.ndim == 1 else -5)
+
+
+def _check_layers(explainer: str, layer: object, reshape: Layout | None, each_layer: bool) -> None:
+    several = isinstance(layer, list | tuple)
+    if (several or reshape) and (explainer in OWN or explainer in gradient.MAPS):
+        takers = ", ".join(name for name in MAPS if name not in gradient.MAPS)
+        raise ValueError(f"{explainer} takes {'no list of layers' if several else 'no `reshape`'}: {takers} do")
+    if several and not layer:
+        raise ValueError("an empty list names no layer: name one or more")
+    if each_layer and not several:
+        raise ValueError("`each_layer` is for a list of layers")
+
+
+def _at_layers(
+    explainer: str,
+    network: nn.Module,
+    images: Tensor,
+    cotangents: Callable[[Tensor], Tensor],
+    layers: Sequence[nn.Module],
+    reshape: Layout | None,
+) -> list[Tensor]:
+    """Maps (B, M, h, w) at each layer, of one forward pass and M backward passes."""
+    recorded = taps.record_each(network, images, layers)
+    layouts = [layout(network, layer, images, output, reshape) for layer, output in zip(layers, recorded.activations)]
+    activations = [laid_out(output) for laid_out, output in zip(layouts, recorded.activations)]
+    maps: list[list[Tensor]] = [[] for _ in layers]
+    for cotangent_ in cotangents(recorded.logits).unbind(1):
+        gradients = recorded.pull_back(cotangent_)
+        for of_layer, laid_out, activation, gradient_ in zip(maps, layouts, activations, gradients):
+            of_layer.append(saliency(explainer, activation, laid_out(gradient_)[:, None]))
+    return [torch.cat(of_layer, 1) for of_layer in maps]
 
 
 class _Answering(nn.Module):
@@ -165,7 +211,10 @@ def saliency(explainer: str, activation: Tensor, gradients: Tensor) -> Tensor:
     """
     runtime.check_name("explainer at one layer", explainer, MAPS)
     if activation.ndim != 4:
-        raise ValueError(f"{explainer} needs a layer with output (B, C, h, w), got shape {tuple(activation.shape)}")
+        raise ValueError(
+            f"{explainer} needs a layer with output (B, C, h, w), or a `reshape` that makes it so, got shape"
+            f" {tuple(activation.shape)}"
+        )
     return MAPS[explainer](activation[:, None], gradients)
 
 

@@ -67,7 +67,7 @@ def record(network: nn.Module, images: Tensor) -> taps.Trace:
         elif isinstance(module, _BatchNorm) and module.running_mean is not None:
             # timm's BatchNormAct2d ends in an activation, before which it runs an identity named `drop`.
             layers[getattr(module, "drop", module)] = partial(_of_batch_norm, module)
-        elif isinstance(module, _ACTIVATIONS) or (kind in _TIMM_ACTIVATIONS and "timm" in type(module).__module__):
+        elif _is_activation(module):
             layers[module] = _implicit
         elif kind in _GATES:
             layers[module] = _of_gate
@@ -101,6 +101,13 @@ def zero_image(network: nn.Module) -> Tensor | float:
             # GoogLeNet and Inception undo ImageNet's normalisation inside and have their own, of mean 0.5.
             return 0.5 if getattr(module.inner, "transform_input", False) else module.mean
     return 0.0
+
+
+def _is_activation(module: nn.Module) -> bool:
+    kind, home = type(module).__name__, type(module).__module__
+    if isinstance(module, _ACTIVATIONS) or (kind in _TIMM_ACTIVATIONS and "timm" in home):
+        return True
+    return home == "transformers.activations"  # holds nothing else
 
 
 def _own(layer: Any, _x: Tensor, _y: Tensor) -> _Bias:

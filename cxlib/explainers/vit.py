@@ -1,9 +1,11 @@
 """Vision Transformers: GradCAM on tokens (section 3.4) and gradient-weighted attention rollout (section 3.5).
 
-For torchvision's `VisionTransformer` and timm's plain ones (vit, deit, eva, beit), bare or inside another module.
+For torchvision's `VisionTransformer`, timm's plain ones (vit, deit, eva, beit) and those of Hugging Face's
+`transformers` (ViT, DeiT, BEiT, DINOv2, CLIP and what else is built like them), bare or inside another module.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -21,6 +23,13 @@ Cotangents = Callable[[Tensor], Tensor]
 
 # A row of (A + I)/2 without ReLU may sum to nothing; the smallest sum that is divided by.
 TINY = 1e-7
+
+# Names that differ between libraries: of what holds the blocks, and of a block's attention and first normalisation.
+_CONTAINERS = ("blocks", "encoder.layers", "encoder.layer", "layers", "model.layer")
+_ATTENTIONS = ("self_attention", "attn", "attention", "self_attn")
+_NORMALISATIONS = ("norm1", "ln_1", "layernorm_before", "layer_norm1")
+# Hugging Face's: the tokens that stand before the patches.
+_PREFIX = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
 
 # --- what is said about a transformer ------------------------------------------------------------------------
@@ -50,6 +59,8 @@ def transformer(network: nn.Module) -> nn.Module:
         grid = getattr(getattr(module, "patch_embed", None), "dynamic_feat_size", None)
         if isinstance(module, VisionTransformer) or (grid and hasattr(module, "num_prefix_tokens")):
             return module
+        if _embedding(module) and _container(module):
+            return module
     *_, inner = nested(network)
     kind = type(inner).__name__
     raise ValueError(f"{kind} is no plain Vision Transformer (vit, deit): explain it with gradcam or gradient")
@@ -58,6 +69,8 @@ def transformer(network: nn.Module) -> nn.Module:
 def tokens(network: nn.Module, images: Tensor) -> Tokens:
     """How the tokens of images (B, 3, H, W) lie in a network's transformer.
 
+    Hugging Face's DINOv2 is classified by its class token and the patches' average: the class token stands for both.
+
     Raises:
         ValueError: there is no transformer.
     """
@@ -65,11 +78,67 @@ def tokens(network: nn.Module, images: Tensor) -> Tokens:
     if isinstance(inner, VisionTransformer):
         height, width = (size // inner.patch_size for size in images.shape[-2:])
         return Tokens(1, (height, width), slice(0, 1))
+    embedding = _embedding(inner)
+    if embedding:
+        return _huggingface_tokens(network, inner, embedding, images)
     n_prefix, grid = inner.num_prefix_tokens, inner.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
     if inner.global_pool == "token":
         # A distilled deit averages the heads of its class and its distillation token; registers are not read.
         return Tokens(n_prefix, tuple(grid), slice(0, 2 if hasattr(inner, "head_dist") else 1))
     return Tokens(n_prefix, tuple(grid), slice(n_prefix, None))
+
+
+def _huggingface_tokens(network: nn.Module, inner: Any, embedding: nn.Conv2d, images: Tensor) -> Tokens:
+    named = dict(inner.embeddings.named_parameters(recurse=False))
+    prefix = [named[name] for name in _PREFIX if name in named]
+    n_prefix = sum(token.shape[-2] if token.ndim > 1 else 1 for token in prefix)
+    height, width = (
+        (size - kernel) // stride + 1
+        for size, kernel, stride in zip(images.shape[-2:], embedding.kernel_size, embedding.stride)
+    )
+    if not n_prefix or getattr(inner.config, "use_mean_pooling", False):
+        return Tokens(n_prefix, (height, width), slice(n_prefix, None))
+    distilled = any(hasattr(module, "distillation_classifier") for module in network.modules())
+    return Tokens(n_prefix, (height, width), slice(0, 2 if distilled else 1))
+
+
+def _embedding(module: Any) -> nn.Conv2d | None:
+    """The convolution that makes patches tokens, as Hugging Face's transformers name it; None elsewhere."""
+    layers = getattr(module, "embeddings", None)
+    named = layers.named_modules() if isinstance(layers, nn.Module) else ()
+    return next((layer for name, layer in named if "patch_embed" in name and isinstance(layer, nn.Conv2d)), None)
+
+
+def _container(module: nn.Module) -> str | None:
+    """The name of what holds a transformer's blocks; None where there is none, or its parts have no attention."""
+    modules = dict(module.named_modules())
+    for name in _CONTAINERS:
+        first = next(modules[name].children(), None) if name in modules else None
+        if first is not None and _attention(first) is not None:
+            return name
+    return None
+
+
+def _attention(block: nn.Module) -> Any:
+    return next((getattr(block, name) for name in _ATTENTIONS if hasattr(block, name)), None)
+
+
+def as_map(values: Tensor, lie: Tokens) -> Tensor:
+    """Tokens (..., N, C) as (..., C, h, w), those that stand for no patch left out."""
+    return values[..., lie.n_prefix :, :].mT.unflatten(-1, lie.grid)
+
+
+def check_read(network: nn.Module, gradients: Tensor, laid_out: Tensor) -> None:
+    """Check that of gradients at a layer of tokens something is left where they are laid out as a map.
+
+    Raises:
+        ValueError: only tokens that stand for no patch have a gradient.
+    """
+    if gradients.any() and not laid_out.any():
+        raise ValueError(
+            "behind the layer only the class token is read, so that no patch has a gradient:"
+            f" choose an earlier layer, such as {token_layers(network)[-1]}"
+        )
 
 
 def token_layers(network: nn.Module) -> list[str]:
@@ -78,7 +147,10 @@ def token_layers(network: nn.Module) -> list[str]:
     Raises:
         ValueError: there is no transformer.
     """
-    return [f"{name}.norm1" if hasattr(block, "norm1") else f"{name}.ln_1" for name, block in blocks(network).items()]
+    return [
+        f"{name}.{next((part for part in _NORMALISATIONS if hasattr(block, part)), _NORMALISATIONS[0])}"
+        for name, block in blocks(network).items()
+    ]
 
 
 def blocks(network: nn.Module) -> dict[str, nn.Module]:
@@ -86,7 +158,7 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
     inner = transformer(network)
     *_, whole = nested(network)
     prefix = next(name for name, module in whole.named_modules() if module is inner)
-    container = "encoder.layers" if isinstance(inner, VisionTransformer) else "blocks"
+    container = _container(inner) or "blocks"
     return {
         ".".join(filter(None, (prefix, container, name))): block
         for name, block in inner.get_submodule(container).named_children()
@@ -108,9 +180,12 @@ def unfused(network: nn.Module) -> Iterator[list[nn.Module]]:
         ValueError: there is no transformer, or a block has no such matrix.
     """
     probes: list[nn.Module] = []
+    looked_up: dict[nn.Module, nn.Module] = {}  # a probe for each part that asks Hugging Face's register
+    key = f"cxlib-{id(looked_up)}"
     with ExitStack() as restored:
         for name, block in blocks(network).items():
-            attention: Any = getattr(block, "self_attention", getattr(block, "attn", None))
+            attention = _attention(block)
+            asking = _asking(attention)
             if isinstance(attention, nn.MultiheadAttention):
                 probes.append(nn.Identity())
                 # An attribute of the instance hides the class's forward, and goes away again.
@@ -120,8 +195,20 @@ def unfused(network: nn.Module) -> Iterator[list[nn.Module]]:
                 probes.append(attention.attn_drop)
                 restored.callback(setattr, attention, "fused_attn", attention.fused_attn)
                 attention.fused_attn = False
+            elif asking:
+                part, register = asking
+                probes.append(nn.Identity())
+                looked_up[part] = probes[-1]
+                if key not in register:
+                    register[key] = _registered(looked_up)
+                    restored.callback(register.pop, key)
+                if part.config._attn_implementation != key:  # one configuration serves all blocks
+                    restored.callback(setattr, part.config, "_attn_implementation", part.config._attn_implementation)
+                    part.config._attn_implementation = key
             else:
-                raise ValueError(f"the attention matrix of {name} ({type(block).__name__}) is out of reach")
+                raise ValueError(
+                    f"the attention matrix of {name} ({type(block).__name__}) is out of reach: use vit_gradcam"
+                )
         yield probes
 
 
@@ -135,6 +222,36 @@ def _plain(attention: nn.MultiheadAttention, probe: nn.Module) -> Callable[..., 
         return attention.out_proj((matrix @ v).transpose(1, 2).flatten(2)), None
 
     return forward
+
+
+def _asking(attention: nn.Module | None) -> tuple[Any, MutableMapping[str, Any]] | None:
+    """The part of an attention that looks its arithmetic up in Hugging Face's register, and that register."""
+    for part in () if attention is None else attention.modules():
+        register = getattr(sys.modules[type(part).__module__], "ALL_ATTENTION_FUNCTIONS", None)
+        if register is not None and hasattr(getattr(part, "config", None), "_attn_implementation"):
+            return part, register
+    return None
+
+
+def _registered(probes: Mapping[nn.Module, nn.Module]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Attention as Hugging Face's register wants it, in matrix products, the matrix passing through the probe."""
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,  # (B, heads, N, C/heads), as key and value
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **_options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        scores = scores if attention_mask is None else scores + attention_mask  # BEiT's bias of relative positions
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        matrix = probes[module](scores.softmax(-1, dtype=wide).to(value.dtype))
+        return (matrix @ value).transpose(1, 2).contiguous(), matrix
+
+    return attend
 
 
 # --- explainers ------------------------------------------------------------------------------------------------
@@ -158,13 +275,9 @@ def vit_gradcam(
         shape = tuple(recorded.activation.shape)
         raise ValueError(f"vit_gradcam needs a layer with output (B, {n_tokens}, C), got shape {shape}")
     gradients = recorded.pull_back(cotangents(recorded.logits))
-    if gradients.any() and not gradients[..., lie.n_prefix :, :].any():
-        raise ValueError(
-            "behind the layer only the class token is read, so that no patch has a gradient:"
-            f" choose an earlier layer, such as {token_layers(network)[-1]}"
-        )
-    activation, gradients = (_as_map(values, lie) for values in (recorded.activation[:, None], gradients))
-    maps = cam.gradcam(activation, gradients)
+    activation, laid_out = (as_map(values, lie) for values in (recorded.activation[:, None], gradients))
+    check_read(network, gradients, laid_out)
+    maps = cam.gradcam(activation, laid_out)
     return maps.clamp(min=0) if relu else maps
 
 
@@ -263,11 +376,6 @@ def _rolled_out(
         for cotangent in cotangents(traced.logits).unbind(1)
     ]
     return torch.stack(maps, 1)[..., lie.n_prefix :].unflatten(-1, lie.grid)
-
-
-def _as_map(values: Tensor, lie: Tokens) -> Tensor:
-    """Tokens (..., N, C) as (..., C, h, w), those that stand for no patch left out."""
-    return values[..., lie.n_prefix :, :].mT.unflatten(-1, lie.grid)
 
 
 def _first_block(network: nn.Module, layer: str | nn.Module | None) -> int:

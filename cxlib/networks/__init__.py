@@ -14,7 +14,7 @@ from cxlib.networks.build import (
     transform,
 )
 from cxlib.networks.folding import fast, folded
-from cxlib.networks.layers import channels_last, explanation_layer, nested
+from cxlib.networks.layers import channels_last, explanation_layer, nested, row_by_row
 from cxlib.networks.weights import published
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "nested",
     "published",
     "published_classes",
+    "row_by_row",
     "save",
     "transform",
 ]

@@ -22,7 +22,22 @@ _LAST_MAP = {
     "EfficientFormer": "stages.2",  # its last stage ends in tokens
     "HighResolutionNet": "final_layer",
     "SelecSls": "head",
+    "SwinModel": "layernorm",  # Hugging Face's, and tokens, as the next one's
+    "Swinv2Model": "layernorm",
 }
+# Where the last child is the last stage: Hugging Face's, and torchvision's networks for segmentation.
+_LAST_STAGE_OF = {
+    "ResNetModel": "encoder.stages",
+    "RegNetModel": "encoder.stages",
+    "ConvNextModel": "encoder.stages",
+    "ConvNextV2Model": "encoder.stages",
+    "SegformerModel": "stages",
+    "FCN": "backbone",
+    "DeepLabV3": "backbone",
+    "LRASPP": "backbone",
+}
+# Hugging Face's classes whose blocks pass the places of a map on row by row (B, h w, C), without other tokens.
+_ROW_BY_ROW = ("SwinModel", "Swinv2Model", "SegformerModel")
 # Classes that are explained at their last convolution, as published for VGG-16-BN.
 _BEFORE_BATCH_NORM = ("AlexNet", "VGG", "NarrowVGG")
 # Classes whose blocks pass maps (B, h, w, C) on, and modules inside them that do not.
@@ -53,8 +68,8 @@ def explanation_layer(network: nn.Module, layer: str | nn.Module | None = None) 
         network: any module; the inner names of one that merely holds another (`nested`) need no prefix.
         layer: a module (returned as it is), its name, or None for the architecture's own, wherever it stands in the
             network: the last convolution of VGG (``features.40`` of VGG-16-BN, before its batch norm, as published) and
-            AlexNet, the last spatial map of torchvision's other families, the last stage of timm's, the last
-            convolution of any other.
+            AlexNet, the last spatial map of torchvision's other families and of Hugging Face's (ResNet, RegNet,
+            ConvNeXT, Swin, SegFormer), the last stage of timm's, the last convolution of any other.
 
     Raises:
         ValueError: no such layer (with the nearest names), or an architecture without a spatial map.
@@ -75,8 +90,17 @@ def explanation_layer(network: nn.Module, layer: str | nn.Module | None = None) 
 
 def channels_last(network: nn.Module, layer: nn.Module) -> bool:
     """Whether the layer's output is (B, h, w, C), as between the blocks of Swin Transformers."""
-    families = (module for module in network.modules() if type(module).__name__ in _CHANNELS_LAST)
-    return any(layer in set(family.modules()) for family in families) and not isinstance(layer, _CHANNELS_FIRST)
+    return _is_of(network, layer, _CHANNELS_LAST) and not isinstance(layer, _CHANNELS_FIRST)
+
+
+def row_by_row(network: nn.Module, layer: nn.Module) -> bool:
+    """Whether the layer's output, where it is (B, N, C), is a map's places row by row, as in Hugging Face's Swin."""
+    return _is_of(network, layer, _ROW_BY_ROW)
+
+
+def _is_of(network: nn.Module, layer: nn.Module, kinds: tuple[str, ...]) -> bool:
+    families = (module for module in network.modules() if type(module).__name__ in kinds)
+    return any(layer in set(family.modules()) for family in families)
 
 
 def _last_map(module: nn.Module) -> nn.Module | None:
@@ -90,6 +114,8 @@ def _last_map(module: nn.Module) -> nn.Module | None:
     last = modules.get(stages[-1]["module"]) if isinstance(stages, list) and stages else None
     if _LAST_MAP.get(kind) in modules:
         return modules[_LAST_MAP[kind]]
+    if _LAST_STAGE_OF.get(kind) in modules:
+        return list(modules[_LAST_STAGE_OF[kind]].children())[-1]
     if kind in _BEFORE_BATCH_NORM:
         return _last_convolution(modules.get("features", module))
     if isinstance(modules.get("features"), nn.Sequential):
@@ -114,4 +140,6 @@ def _last_convolution(module: nn.Module) -> nn.Module:
 
 
 def _no_map(module: nn.Module) -> ValueError:
-    return ValueError(f"{type(module).__name__} ends in no spatial map: name a layer with output (B, C, h, w)")
+    return ValueError(
+        f"{type(module).__name__} ends in no spatial map: name a layer with output (B, C, h, w) or tokens (B, N, C)"
+    )
