@@ -61,15 +61,14 @@ def record(network: nn.Module, images: Tensor) -> taps.Trace:
     """One forward pass that keeps every bias (see above)."""
     layers: dict[nn.Module, Any] = {}
     for module in network.modules():
-        kind = type(module).__name__
         if isinstance(module, _ConvNd | nn.Linear) and module.bias is not None:
             layers[module] = _own
         elif isinstance(module, _BatchNorm) and module.running_mean is not None:
             # timm's BatchNormAct2d ends in an activation, before which it runs an identity named `drop`.
             layers[getattr(module, "drop", module)] = partial(_of_batch_norm, module)
-        elif isinstance(module, _ACTIVATIONS) or (kind in _TIMM_ACTIVATIONS and "timm" in type(module).__module__):
+        elif is_activation(module):
             layers[module] = _implicit
-        elif kind in _GATES:
+        elif type(module).__name__ in _GATES:
             layers[module] = _of_gate
     return taps.trace(network, images, layers)
 
@@ -92,6 +91,12 @@ def from_trace(trace: taps.Trace, cotangents: Tensor, zero: Tensor | float = 0.0
         zero: the image that the network's first layer sees as zero: the mean where it normalises inside.
     """
     return torch.stack([_map(trace, *gradients, zero) for gradients in trace.pull_back(cotangents)], 1)
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether it is an elementwise activation that is not homogeneous, as ReLU is."""
+    kind = type(module)
+    return isinstance(module, _ACTIVATIONS) or (kind.__name__ in _TIMM_ACTIVATIONS and "timm" in kind.__module__)
 
 
 def zero_image(network: nn.Module) -> Tensor | float:
@@ -139,7 +144,7 @@ def _map(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], ze
         shape, before = at_output.shape, channels
         term = _of_each_image(_sum_channels(bias.to(at_output), at_output, channels), len(trace.images))
         terms[term.shape[-2:]] = terms.get(term.shape[-2:], 0) + term
-    return torch.stack([_spread(term, size) for term in terms.values()]).sum(0)
+    return torch.stack([spread(term, size) for term in terms.values()]).sum(0)
 
 
 def _sum_channels(bias: Tensor, gradient: Tensor, channels: int) -> Tensor:
@@ -162,7 +167,7 @@ def _of_each_image(term: Tensor, n_images: int) -> Tensor:
     return term.reshape(n_images, -1).sum(1)[:, None, None]
 
 
-def _spread(term: Tensor, size: torch.Size) -> Tensor:
+def spread(term: Tensor, size: torch.Size) -> Tensor:
     """A map (B, h, w) laid over (H, W) so that its sum stays what it is."""
     if term.shape[-2:] == size:
         return term
