@@ -11,6 +11,8 @@ import torch
 from captum.attr import LayerGradCam, LayerGradientXActivation, Saliency
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, XGradCAM
 from test_contrasts import OBJECTIVES
+from test_vit import build as tokens_network
+from test_vit import pictures
 from torch import nn
 
 import cxlib
@@ -238,6 +240,46 @@ def test_the_map_of_a_contrast_is_the_contrast_of_the_classes_maps(network, imag
     assert_same(explain(network, images, targets, explainer, contrast, "features.4"), expected, 1e-9)
 
 
+def of_kind_in_float64(explainer, flat, images, targets):
+    """A network in float64 that the explainer takes, images and targets."""
+    if explainer not in OF_TOKENS:
+        return flat, images, targets
+    network = tokens_network("class token")
+    return network, pictures(network), torch.tensor([4, 0, 2])
+
+
+def largest_difference(maps, expected):
+    """As a share of each image's largest value, of the worst image."""
+    return float(((maps - expected).abs().amax((-2, -1)) / expected.abs().amax((-2, -1))).max())
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_the_linear_ones_alone_have_the_contrast_of_the_classes_maps(flat, images, targets, explainer):
+    network, images, targets = of_kind_in_float64(explainer, flat, images, targets)
+    logits = network(images)
+    classes = torch.arange(logits.shape[1]).expand_as(logits)
+    of_classes = explain(network, images, classes, explainer, "original", upsample=False)
+    expected = torch.einsum(
+        "cbk,bkhw->cbhw", torch.stack([cotangent(c, logits, targets) for c in CONTRASTS]), of_classes
+    )
+    maps = explain(network, images, targets, explainer, list(CONTRASTS), upsample=False)
+    difference = largest_difference(maps[1:], expected[1:])  # `original` is one class's own
+    assert difference < 1e-7 if explainer in LINEAR else difference > 0.05
+
+
+#: Of the others these scale with the cotangent, so that Eq. 4 holds for their maps too.
+SCALE = LINEAR | {"layercam", "legrad"}
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_the_map_of_probability_is_that_of_weighted_up_to_eq_4s_factor(flat, images, targets, explainer):
+    network, images, targets = of_kind_in_float64(explainer, flat, images, targets)
+    weighted, probability = explain(network, images, targets, explainer, ["weighted", "probability"], upsample=False)
+    p_t = network(images).softmax(-1).gather(-1, targets[:, None])[..., None]
+    difference = largest_difference(probability / (p_t * (1 - p_t)), weighted)
+    assert difference < 1e-7 if explainer in SCALE else difference > 0.001
+
+
 @pytest.mark.parametrize("upsample", [True, False])
 @pytest.mark.parametrize("explainer", OF_ANY_NETWORK)
 def test_a_batch_gives_what_single_images_give(network, images, targets, explainer, upsample):
@@ -282,8 +324,10 @@ def test_one_forward_pass_serves_all_targets_and_contrasts(network, images):
 def test_explaining_works_without_grad_and_leaves_images_alone(network, images, targets, explainer):
     before = images.clone()
     expected = explain(network, images, targets, explainer)
-    with torch.no_grad():
-        assert torch.equal(explain(network, images, targets, explainer), expected)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert torch.equal(explain(network, images, targets, explainer), expected)
+            assert torch.equal(explain(network, images.clone(), targets, explainer), expected)
     assert torch.equal(images, before)
     assert not images.requires_grad
 

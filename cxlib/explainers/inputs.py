@@ -54,7 +54,7 @@ def integrated_gradients(
         ValueError: no step.
     """
     x = _real(images)
-    start = torch.as_tensor(zero_image(network) if baseline is None else baseline).to(x)
+    start = torch.as_tensor(zero_image(network) if baseline is None else baseline, dtype=x.dtype, device=x.device)
     places, weights = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(_counted("step", steps)))
     on_the_way = ((1 + places) / 2).to(x).view(-1, 1, 1, 1, 1)
     mean = _mean_gradient(
