@@ -169,8 +169,11 @@ def test_what_lrp_has_no_rule_for_is_one_line(images, targets):
         explain(nn.Flatten(), images, targets, partial(lrp, convolution="z"))
     with pytest.raises(ValueError, match="unknown rule of the first layer 'z'"):
         explain(nn.Flatten(), images, targets, partial(lrp, first="z"))
-    with pytest.raises(ValueError, match=r"lrp has rules for Conv1d, .*, of which Flatten has none"):
+    with pytest.raises(ValueError, match=r"lrp has rules for Conv1d, .*, of which Flatten runs none"):
         explain(nn.Flatten(), images, targets, "lrp")
-    network = nn.Sequential(Standardised(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6)).double()
-    with pytest.raises(ValueError, match=r"first layer that lrp has a rule for sees \(4, 4\), no image"):
-        explain(network, images, targets, "lrp")
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6)
+    with pytest.raises(ValueError, match="no rule for the layer that sees the image, a Standardised"):
+        explain(nn.Sequential(Standardised(3, 4, 3), *head).double(), images, targets, "lrp")
+    pooled = nn.Sequential(*head[:2], nn.Linear(3, 6)).double()
+    with pytest.raises(ValueError, match=r"has a rule for sees \(4, 3\), which is no image"):
+        explain(pooled, images, targets, "lrp")

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from cxlib import runtime, taps
 from cxlib.explainers.fullgrad import Cotangents, is_activation, spread
@@ -113,7 +114,7 @@ def lrp(
     *,
     convolution: str = "plus",
     first: str = "flat",
-    epsilon: float = 1e-6,
+    epsilon: float = 1e-9,
     gamma: float = 0.25,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
@@ -128,7 +129,7 @@ def lrp(
         cotangents: from logits (B, K) to cotangents (B, M, K).
         convolution: a name in `CONVOLUTION`.
         first: a name in `FIRST` or `CONVOLUTION`.
-        epsilon: what every denominator is moved by, away from 0.
+        epsilon: what every denominator is moved by, away from 0; small beside all activations, or relevance is lost.
         gamma: of the rule of this name.
         bounds: the lowest and the highest value of the images' pixels, for `box`.
 
@@ -219,6 +220,7 @@ def _to_pixels(sums: Sums, ones: Tensor, relevance: Tensor, epsilon: float) -> T
 
 
 def _away_from_0(total: Tensor, epsilon: float) -> Tensor:
+    epsilon = max(epsilon, torch.finfo(total.dtype).tiny)
     return torch.where(total < 0, total - epsilon, total + epsilon)
 
 
@@ -237,10 +239,7 @@ def _as_map(relevance: Tensor, images: Tensor) -> Tensor:
     if relevance.numel() == images.numel():
         relevance = relevance.reshape(images.shape)
     if relevance.ndim != 4:
-        raise ValueError(
-            f"the first layer that lrp has a rule for sees {tuple(relevance.shape)}, no image: its rules are for plain"
-            " convolutions and linear layers"
-        )
+        raise ValueError(f"the first layer that lrp has a rule for sees {tuple(relevance.shape)}, which is no image")
     return spread(relevance.sum(1), images.shape[-2:])
 
 
@@ -282,6 +281,8 @@ def _wiring(network: nn.Module, image: Tensor) -> tuple[list[nn.Module], dict[nn
                 feeders[module] = feeder
             return y
         if not x.requires_grad:
+            if type(module).__name__ not in _LINEAR:
+                raise ValueError(f"lrp has no rule for the layer that sees the image, a {type(module).__name__}")
             # From here on a graph tells what comes behind a layer from what sees the image.
             begins.append(module)
             torch.set_grad_enabled(True)
@@ -289,11 +290,11 @@ def _wiring(network: nn.Module, image: Tensor) -> tuple[list[nn.Module], dict[nn
         made[id(y)] = (module, y, y._version)  # y is kept, so that no other tensor gets its id
         return y
 
-    layers = [module for module in network.modules() if type(module).__name__ in _LINEAR or _is_norm(module)]
+    layers = [module for module in network.modules() if isinstance(module, _ConvNd | nn.Linear) or _is_norm(module)]
     with taps.rewritten(dict.fromkeys(layers, note)):
         taps.logits(network, image)
     if not begins:
-        raise ValueError(f"lrp has rules for {', '.join(_LINEAR)}, of which {type(network).__name__} has none")
+        raise ValueError(f"lrp has rules for {', '.join(_LINEAR)}, of which {type(network).__name__} runs none")
     return begins, feeders
 
 
