@@ -148,8 +148,9 @@ def test_an_explainer_of_ones_own_is_taken_as_the_named_ones_are(flat, images, t
     vectors = cotangent("max", flat(images), targets)
     torch.testing.assert_close(maps[0], images.mean(1) * vectors[:, :1, None])
     assert maps.shape == (2, 4, 16, 16)
-    with pytest.raises(ValueError, match=r"returned maps of shape \(4, 16, 16\), not \(4, 1, 'h', 'w'\)"):
-        explain(flat, images, targets, lambda *given: brightness(*given)[:, 0])
+    for wrong in (lambda *given: brightness(*given)[:, 0], lambda *_given: torch.zeros(4, 1, 2, 2)):
+        with pytest.raises(ValueError, match=r"returns maps \(B, M, h, w\), not maps of shape \(4, "):
+            explain(flat, images, targets, wrong)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,25 @@ def test_a_batch_norm_behind_an_activation_is_not_folded_and_in_place_work_does_
     assert torch.equal(maps, explain(networks.freeze(network), images, targets, "lrp"))
 
 
+def test_branches_that_see_the_image_end_in_any_order(images, targets):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 5, 3), nn.Conv2d(3, 5, 3), nn.Linear(5, 6)
+            self.norm_a, self.norm_b = nn.BatchNorm2d(5), nn.BatchNorm2d(5)
+            self.norm_a.weight.data.uniform_(1, 2)
+
+        def forward(self, x):
+            a, b = self.a(x), self.b(x)
+            b = self.norm_b(b)
+            return self.head((self.norm_a(a) + b).relu().mean((-2, -1)))
+
+    with runtime.seeded(0):
+        network = Branches().double().eval()
+    alone = partial(lrp, convolution="epsilon", first="epsilon", epsilon=1e-30)
+    assert_same(explain(network, images, targets, alone), explain(network, images, targets, "input_x_gradient"), 1e-9)
+
+
 def test_hooks_are_gone_and_activations_work_in_place_again(flat, images, targets):
     explain(flat, images, targets, "lrp")
     hidden = [module for module in flat.modules() if module._forward_hooks or "forward" in vars(module)]

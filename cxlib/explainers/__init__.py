@@ -97,9 +97,11 @@ def explain(
     if not isinstance(explainer, str) or explainer in OWN:
         own = OWN[explainer] if isinstance(explainer, str) else explainer
         maps = own(network, images, cotangents, layer, relu)  # (B, M, h, w)
-        expected = asked[-1].cotangents.shape[:2]
-        if maps.ndim != 4 or maps.shape[:2] != expected:
-            raise ValueError(f"the explainer returned maps of shape {tuple(maps.shape)}, not {(*expected, 'h', 'w')}")
+        if not asked or maps.ndim != 4 or maps.shape[:2] != asked[-1].cotangents.shape[:2]:
+            raise ValueError(
+                "an explainer asks for the cotangents (B, M, K) of the logits and returns maps (B, M, h, w), not maps"
+                f" of shape {tuple(maps.shape)}"
+            )
     else:
         tapped = None if explainer in gradient.MAPS else explanation_layer(network, layer)
         recorded = taps.record(network, images, tapped)

@@ -121,7 +121,7 @@ def lrp(
     """Layer-wise relevance of the pixels, summed over the colours: (B, M, H, W).
 
     By default the composite of Kohlbrenner et al. 2020: epsilon for linear layers, z+ for convolutions, flat for the
-    first layer.
+    first layer. z+ is made for networks of ReLU: negative outputs that go on have no part in it to be shared out by.
 
     Args:
         network: maps images (B, 3, H, W) to logits (B, K).
@@ -269,15 +269,20 @@ def _folded(module: Any, norm: nn.Module | None = None, dtype: torch.dtype | Non
 
 
 def _wiring(network: nn.Module, image: Tensor) -> tuple[list[nn.Module], dict[nn.Module, nn.Module]]:
-    """The layers that see the image, and for each batch norm the layer whose untouched output it takes, if any."""
+    """The layers that see the image, and for each batch norm the layer whose untouched output it takes, if any.
+
+    The layers stand in the order in which they, or their batch norms, run.
+    """
     begins: list[nn.Module] = []
+    ran: list[nn.Module] = []
     made: dict[int, tuple[nn.Module, Tensor, int]] = {}
     feeders: dict[nn.Module, nn.Module] = {}
 
     def note(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        ran.append(module)
         if _is_norm(module):
-            feeder, _, version = made.get(id(x), (None, x, 0))
-            if feeder is not None and x._version == version:
+            feeder, _, version = made.get(id(x), (module, x, -1))
+            if x._version == version:
                 feeders[module] = feeder
             return y
         if not x.requires_grad:
@@ -295,7 +300,8 @@ def _wiring(network: nn.Module, image: Tensor) -> tuple[list[nn.Module], dict[nn
         taps.logits(network, image)
     if not begins:
         raise ValueError(f"lrp has rules for {', '.join(_LINEAR)}, of which {type(network).__name__} runs none")
-    return begins, feeders
+    fed = {feeder: norm for norm, feeder in feeders.items()}
+    return sorted(begins, key=lambda begin: ran.index(fed.get(begin, begin))), feeders
 
 
 def _bounds(network: nn.Module, image: Tensor, begin: nn.Module, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
