@@ -46,7 +46,8 @@ def integrated_gradients(
         network: maps images (B, 3, H, W) to logits (B, K).
         images: (B, 3, H, W).
         cotangents: from logits (B, K) to cotangents (B, M, K).
-        steps: points on the way, those of Gauss and Legendre; the paper takes 20 to 300.
+        steps: points on the way, those of Gauss and Legendre; the paper takes 20 to 300. A contrast, whose difference
+            is smaller than a logit's, needs more for the same share: see what a map's sum lacks.
         baseline: x0, which broadcasts to the images; None is the image that the network sees as zero.
         chunk: how many images pass the network at once, or B where that is more, which bounds the memory.
 

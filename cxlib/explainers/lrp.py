@@ -301,7 +301,11 @@ def _wiring(network: nn.Module, image: Tensor) -> tuple[list[nn.Module], dict[nn
     if not begins:
         raise ValueError(f"lrp has rules for {', '.join(_LINEAR)}, of which {type(network).__name__} runs none")
     fed = {feeder: norm for norm, feeder in feeders.items()}
-    return sorted(begins, key=lambda begin: ran.index(fed[begin] if begin in fed else begin)), feeders
+
+    def place(begin: nn.Module) -> int:
+        return ran.index(fed.get(begin, begin))
+
+    return sorted(begins, key=place), feeders
 
 
 def _bounds(network: nn.Module, image: Tensor, begin: nn.Module, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
