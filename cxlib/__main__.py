@@ -1,7 +1,7 @@
 """The command line: `cxlib explain IMAGE …` says why this class and not that one, `list` what there is."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -20,7 +20,7 @@ from cxlib import networks, overlay, runtime, taps
 from cxlib.contrasts import CONTRASTS, groups, paired
 from cxlib.datasets.imagenet import SUFFIXES
 from cxlib.datasets.images import Transform, as_shown, preprocessing
-from cxlib.explainers import EXPLAINERS, explain, vit
+from cxlib.explainers import EXPLAINERS, LINEAR, explain, vit
 
 #: The contrast of one class against one other: e_t - e_s.
 VERSUS = "versus"
@@ -141,10 +141,12 @@ def explain_(
 def list_(what: str | None, name: str | None) -> None:
     """Show what there is: networks [PATTERN], explainers, contrasts, or the layers of a NETWORK.
 
-    A layer with a star is the one that is explained unless --layer names another.
+    A layer with a star is the one that is explained unless --layer names another. The map of a contrast by an explainer
+    with a plus is the contrast of the classes' maps; of the others, docstrings say what it means.
     """
     if what in (None, "explainers"):
-        table("explainers", {key: function.__doc__ for key, function in EXPLAINERS.items()}, what is None)
+        marked = {key: f"{' +'[key in LINEAR]} {function.__doc__}" for key, function in EXPLAINERS.items()}
+        table("explainers", marked, what is None)
     if what in (None, "contrasts"):
         ours = "The target against the class of --versus, or the second most probable one: e_t - e_s."
         table("contrasts", {key: f.__doc__ for key, f in CONTRASTS.items()} | {VERSUS: ours}, what is None)
@@ -161,12 +163,12 @@ def list_(what: str | None, name: str | None) -> None:
             list_layers(build(name, "random", None))
 
 
-def table(title: str, rows: dict[str, str | None], titled: bool) -> None:
+def table(title: str, rows: Mapping[str, str | None], titled: bool) -> None:
     """Print names with the first line of their docstrings."""
     if titled:
         click.echo(f"{title}:")
     for name, text in rows.items():
-        click.echo(f"{'  ' * titled}{name:<22}{(text or '').strip().splitlines()[0]}")
+        click.echo(f"{'  ' * titled}{name:<22}{(text or '').rstrip().splitlines()[0]}")
 
 
 def known_networks() -> list[str]:

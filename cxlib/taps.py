@@ -227,6 +227,17 @@ def record_each(network: nn.Module, images: Tensor, layers: Iterable[nn.Module])
     return Records(output.detach(), tuple(node.detach() for node in last), output, last)
 
 
+@contextmanager
+def rewritten(layers: Mapping[nn.Module, Callable[[nn.Module, Tensor, Tensor], Tensor]]) -> Iterator[None]:
+    """Inside, each layer's output is what its function makes of the layer, its first input and its output."""
+
+    def rewrite(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        return layers[module](module, inputs[0], output)
+
+    with _hooked(layers, rewrite):
+        yield
+
+
 @torch.no_grad()
 def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph.
@@ -344,7 +355,7 @@ def _tapped(layer: nn.Module, nodes: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _hooked(layers: Mapping[nn.Module, Any], hook: Callable[..., None]) -> Iterator[None]:
+def _hooked(layers: Mapping[nn.Module, Any], hook: Callable[..., Tensor | None]) -> Iterator[None]:
     """A forward hook on every layer, and none of them in place: its input would be gone when the hook runs."""
     in_place: list[Any] = [layer for layer in layers if getattr(layer, "inplace", False)]
     handles = [layer.register_forward_hook(hook) for layer in layers]

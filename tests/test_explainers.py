@@ -1,6 +1,7 @@
 """Explainers agree with captum and grad-cam where these have them, and with algebra where they have not."""
 
 import re
+from functools import partial
 from inspect import signature
 from itertools import product
 from types import SimpleNamespace
@@ -10,19 +11,21 @@ import torch
 from captum.attr import LayerGradCam, LayerGradientXActivation, Saliency
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, XGradCAM
 from test_contrasts import OBJECTIVES
+from test_vit import build as tokens_network
+from test_vit import pictures
 from torch import nn
 
 import cxlib
 from cxlib import networks, runtime, taps
 from cxlib.contrasts import CONTRASTS, cotangent
-from cxlib.explainers import EXPLAINERS, cam, explain, vit
+from cxlib.explainers import EXPLAINERS, LINEAR, OF_TOKENS, cam, explain, inputs, vit
 from cxlib.metrics import masking
 
 # Captum says that it makes the images require gradients.
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
 
-LINEAR = ["gradient", "gradcam", "linear_approximation", "xgradcam"]
-OF_ANY_NETWORK = [name for name in EXPLAINERS if name not in vit.MAPS | vit.PUBLISHED]  # the others: test_vit.py
+OF_ANY_NETWORK = [name for name in EXPLAINERS if name not in OF_TOKENS]  # the others: test_vit.py
+LINEAR_OF_ANY = [name for name in OF_ANY_NETWORK if name in LINEAR]
 
 
 def assert_same(actual, expected, tolerance=1e-5):
@@ -228,13 +231,53 @@ def test_of_the_cams_only_grad_cam_plus_plus_tells_probability_from_weighted(fla
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("explainer", LINEAR)
+@pytest.mark.parametrize("explainer", LINEAR_OF_ANY)
 def test_the_map_of_a_contrast_is_the_contrast_of_the_classes_maps(network, images, targets, explainer, contrast):
     classes = torch.arange(6).expand(4, 6)
     of_classes = explain(network, images, classes, explainer, "original", "features.4")
     coefficients = cotangent(contrast, network(images), targets)
     expected = torch.einsum("bk,bkhw->bhw", coefficients, of_classes)
     assert_same(explain(network, images, targets, explainer, contrast, "features.4"), expected, 1e-9)
+
+
+def of_kind_in_float64(explainer, flat, images, targets):
+    """A network in float64 that the explainer takes, images and targets."""
+    if explainer not in OF_TOKENS:
+        return flat, images, targets
+    network = tokens_network("class token")
+    return network, pictures(network), torch.tensor([4, 0, 2])
+
+
+def largest_difference(maps, expected):
+    """As a share of each image's largest value, of the worst image."""
+    return float(((maps - expected).abs().amax((-2, -1)) / expected.abs().amax((-2, -1))).max())
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_the_linear_ones_alone_have_the_contrast_of_the_classes_maps(flat, images, targets, explainer):
+    network, images, targets = of_kind_in_float64(explainer, flat, images, targets)
+    logits = network(images)
+    classes = torch.arange(logits.shape[1]).expand_as(logits)
+    of_classes = explain(network, images, classes, explainer, "original", upsample=False)
+    expected = torch.einsum(
+        "cbk,bkhw->cbhw", torch.stack([cotangent(c, logits, targets) for c in CONTRASTS]), of_classes
+    )
+    maps = explain(network, images, targets, explainer, list(CONTRASTS), upsample=False)
+    difference = largest_difference(maps[1:], expected[1:])  # `original` is one class's own
+    assert difference < 1e-7 if explainer in LINEAR else difference > 0.05
+
+
+#: Of the others these scale with the cotangent, so that Eq. 4 holds for their maps too.
+SCALE = LINEAR | {"layercam", "legrad"}
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_the_map_of_probability_is_that_of_weighted_up_to_eq_4s_factor(flat, images, targets, explainer):
+    network, images, targets = of_kind_in_float64(explainer, flat, images, targets)
+    weighted, probability = explain(network, images, targets, explainer, ["weighted", "probability"], upsample=False)
+    p_t = network(images).softmax(-1).gather(-1, targets[:, None])[..., None]
+    difference = largest_difference(probability / (p_t * (1 - p_t)), weighted)
+    assert difference < 1e-7 if explainer in SCALE else difference > 0.001
 
 
 @pytest.mark.parametrize("upsample", [True, False])
@@ -281,8 +324,10 @@ def test_one_forward_pass_serves_all_targets_and_contrasts(network, images):
 def test_explaining_works_without_grad_and_leaves_images_alone(network, images, targets, explainer):
     before = images.clone()
     expected = explain(network, images, targets, explainer)
-    with torch.no_grad():
-        assert torch.equal(explain(network, images, targets, explainer), expected)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert torch.equal(explain(network, images, targets, explainer), expected)
+            assert torch.equal(explain(network, images.clone(), targets, explainer), expected)
     assert torch.equal(images, before)
     assert not images.requires_grad
 
@@ -320,7 +365,7 @@ def test_relu_keeps_the_positive_part_at_the_layers_resolution(network, images, 
 
 
 def cams(network, images, targets, layer):
-    return [explain(network, images, targets, name, "weighted", layer) for name in LINEAR if name in cam.MAPS]
+    return [explain(network, images, targets, name, "weighted", layer) for name in cam.MAPS if name in LINEAR]
 
 
 def gradients_at(network, images, layer):
@@ -416,14 +461,20 @@ WRAPPERS = {
 def test_what_wraps_a_network_changes_no_map(resnet18, wrap):
     images, targets = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 7])
     wrapped = wrap(resnet18)
-    for explainer, layer in product(OF_ANY_NETWORK, (None, "layer3.0", resnet18.inner.layer3[0])):
+    layers = product(["gradcam", "gradcam++"], ("layer3.0", resnet18.inner.layer3[0]))
+    few = {
+        "integrated_gradients": partial(inputs.integrated_gradients, steps=2),
+        "smoothgrad": partial(inputs.smoothgrad, samples=2),
+    }
+    for explainer, layer in (*layers, *product([few.get(name, name) for name in OF_ANY_NETWORK], [None])):
         expected = explain(resnet18, images, targets, explainer, layer=layer)
         assert torch.equal(explain(wrapped, images, targets, explainer, layer=layer), expected)
     assert "forward" not in vars(wrapped) or wrap is compiled
 
 
 TOKENS = [
-    *product(vit.MAPS, [None]), ("vit_gradcam", "blocks.1.norm1"), ("attention_rollout", "blocks.1"),
+    *product(OF_TOKENS, [None]), ("vit_gradcam", "blocks.1.norm1"), ("attention_rollout", "blocks.1"),
+    ("attention_relevance", "blocks.1"), ("legrad", "blocks.1"),
 ]  # fmt: skip
 
 
@@ -441,7 +492,7 @@ def of_kind(explainer):
     """A network of float32 that the explainer takes, two images, and targets."""
     generator = torch.Generator().manual_seed(1)
     with runtime.seeded(0):
-        name = "vit_mini" if explainer in vit.MAPS | vit.PUBLISHED else "vgg16_bn_narrow"
+        name = "vit_mini" if explainer in OF_TOKENS else "vgg16_bn_narrow"
         network = networks.build(name, num_classes=4)
     return network, torch.rand(2, 3, 48, 48, generator=generator), torch.tensor([[3, 0], [1, 2]])
 
@@ -565,7 +616,7 @@ def test_a_network_that_was_compiled_and_has_run_is_still_recorded(network, imag
     assert torch.equal(explain(network, images, targets), expected)
 
 
-@pytest.mark.parametrize("explainer", LINEAR)
+@pytest.mark.parametrize("explainer", LINEAR_OF_ANY)
 def test_a_users_own_function_is_a_contrast(network, images, targets, explainer):
     def first_against_second(logits, _targets):
         return torch.tensor([1.0, -1, 0, 0, 0, 0]).to(logits).expand_as(logits)

@@ -14,15 +14,27 @@ from torch.nn import functional as F
 
 from cxlib import runtime, taps
 from cxlib.contrasts import CONTRASTS, NORMALISED, Contrast, check_targets, cotangent
-from cxlib.explainers import cam, fullgrad, gradient, vit
+from cxlib.explainers import attention, cam, fullgrad, gradient, inputs, lrp, vit
 from cxlib.explainers.layout import Layout, layout
 from cxlib.explainers.normalised import Weighing, weighing
 from cxlib.networks import explanation_layer
 
 MAPS = gradient.MAPS | cam.MAPS
-#: Those that record what they need themselves: from (network, images, cotangents of the logits, layer, relu).
-OWN = fullgrad.MAPS | vit.MAPS | vit.PUBLISHED
+#: From network, images, cotangents of the logits, layer and relu to maps (B, M, h, w).
+Explainer = Callable[[nn.Module, Tensor, fullgrad.Cotangents, str | nn.Module | None, bool], Tensor]
+#: Those of Vision Transformers.
+OF_TOKENS: dict[str, Explainer] = vit.MAPS | vit.PUBLISHED | attention.MAPS
+#: Those that record what they need themselves.
+OWN: dict[str, Explainer] = inputs.MAPS | fullgrad.MAPS | lrp.MAPS | OF_TOKENS
 EXPLAINERS: dict[str, Callable[..., Tensor]] = MAPS | OWN
+#: Those that are linear in the cotangent: the map of a contrast is the contrast of the classes' maps, and that of
+#: `probability` p_t (1 - p_t) times that of `weighted` (Eq. 4). What a contrast means for the others, they say.
+LINEAR = frozenset(
+    {
+        *("gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "fullgrad", "lrp"),
+        *("gradcam", "linear_approximation", "xgradcam", "vit_gradcam"),
+    }
+)
 
 
 @runtime.full_float32()
@@ -30,7 +42,7 @@ def explain(
     network: nn.Module,
     images: Tensor,
     targets: Tensor,
-    explainer: str = "gradcam",
+    explainer: str | Explainer = "gradcam",
     contrast: str | Contrast | Tensor | Sequence[str | Contrast | Tensor] = "weighted",
     layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
     relu: bool = False,
@@ -48,14 +60,15 @@ def explain(
             no other tensor (B, K), or to what `output` makes them of; its parameters may be frozen.
         images: (B, 3, H, W), in the range that the network takes.
         targets: (B,) or (B, T) class indices.
-        explainer: a name in `EXPLAINERS`.
+        explainer: a name in `EXPLAINERS`, or an `Explainer`, as those in `OWN` are, which have options of their own:
+            ``functools.partial(integrated_gradients, steps=20)``.
         contrast: a name in `CONTRASTS`, a function (logits, targets) -> cotangent, a cotangent (K,), (B, K) or
             (B, T, K), ``normalised`` (`explainers.normalised`), or a list of C of them.
         layer: the explanation layer, by name or module; None takes the network's own
-            (`networks.explanation_layer`). `gradient` and `fullgrad` take none: they explain the whole network;
-            `vit_gradcam` takes a layer of tokens (`vit.token_layers`), a rollout the block at which it begins. Those
-            that look at one layer (`gradcam` and its kin) also take a list of L layers, whose maps are summed after
-            resizing to the images, or to the finest of them.
+            (`networks.explanation_layer`). Those at the input, `fullgrad` and `lrp` take none: they explain the whole
+            network; `vit_gradcam` takes a layer of tokens (`vit.token_layers`), the other explainers of transformers
+            the block at which they begin. Those that look at one layer (`gradcam` and its kin) also take a list of L
+            layers, whose maps are summed after resizing to the images, or to the finest of them.
         relu: keep the positive part only, as the explainers' standard variants do; of each layer's map before the sum.
         upsample: bilinear to (H, W), ``align_corners=True`` as published; False keeps the layer's resolution.
         output: from the network's answer to logits (B, K); ready ones stand in `cxlib.outputs`.
@@ -72,7 +85,8 @@ def explain(
         ValueError: unknown names, no image or no contrast, wrong targets, a layer that has no spatial map, layers or
             `reshape` for an explainer that takes none, or logits or maps that are not finite.
     """
-    runtime.check_name("explainer", explainer, EXPLAINERS)
+    if isinstance(explainer, str):
+        runtime.check_name("explainer", explainer, EXPLAINERS)
     listed = isinstance(contrast, list | tuple)
     contrasts: Sequence[str | Contrast | Tensor] = contrast if listed else [contrast]  # type: ignore[list-item, assignment]
     if images.ndim != 4 or not images.numel() or images.is_complex():
@@ -90,8 +104,14 @@ def explain(
         asked.append(ask(logits, contrasts, targets if targets.ndim == 2 else targets[:, None]))
         return asked[-1].cotangents
 
-    if explainer in OWN:
-        of_layers = [OWN[explainer](network, images, cotangents, layers[0], relu)]  # (B, M, h, w)
+    if not isinstance(explainer, str) or explainer in OWN:
+        own = OWN[explainer] if isinstance(explainer, str) else explainer
+        of_layers = [own(network, images, cotangents, layers[0], relu)]  # (B, M, h, w)
+        if not asked or of_layers[0].ndim != 4 or of_layers[0].shape[:2] != asked[-1].cotangents.shape[:2]:
+            raise ValueError(
+                "an explainer asks for the cotangents (B, M, K) of the logits and returns maps (B, M, h, w), not maps"
+                f" of shape {tuple(of_layers[0].shape)}"
+            )
     elif explainer in gradient.MAPS:
         recorded = taps.record(network, images)
         of_layers = [saliency(explainer, recorded.activation, recorded.pull_back(cotangents(recorded.logits)))]
@@ -113,10 +133,10 @@ def explain(
     return maps if listed else maps.squeeze(-4 if targets.ndim == 1 else -5)
 
 
-def _check_layers(explainer: str, layer: object, reshape: Layout | None, each_layer: bool) -> None:
+def _check_layers(explainer: str | Explainer, layer: object, reshape: Layout | None, each_layer: bool) -> None:
     several = isinstance(layer, list | tuple)
-    if (several or reshape) and (explainer in OWN or explainer in gradient.MAPS):
-        takers = ", ".join(name for name in MAPS if name not in gradient.MAPS)
+    if (several or reshape) and explainer not in cam.MAPS:
+        takers = ", ".join(cam.MAPS)
         raise ValueError(f"{explainer} takes {'no list of layers' if several else 'no `reshape`'}: {takers} do")
     if several and not layer:
         raise ValueError("an empty list names no layer: name one or more")

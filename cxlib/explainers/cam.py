@@ -1,6 +1,7 @@
 """Class activation maps from activations a_k and their gradients g_k, all without ReLU (section 3.2, Eq. 3).
 
-All but `gradcam++` are linear in the gradient, so that the map of a contrast is the contrast of the classes' maps.
+All but `gradcam++` and `layercam` are linear in the gradient, so that the map of a contrast is the contrast of the
+classes' maps.
 
 Every function takes activation (..., C, h, w) and gradient (..., C, h, w), which broadcast against each other,
 and returns the map (..., h, w).
@@ -52,9 +53,19 @@ def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
     return (weight * activation).sum(-3)
 
 
+def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """LayerCAM without the last ReLU: sum_k relu(g_k) * a_k (Jiang et al. 2021, Eq. 6 and 7).
+
+    A contrast's map: activations where more of them would raise the contrast's own score. It scales with the gradient,
+    so that `probability` and `weighted` have one map up to p_t (1 - p_t), but is no combination of the classes' maps.
+    """
+    return (gradient.clamp(min=0) * activation).sum(-3)
+
+
 MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gradcam": gradcam,
     "gradcam++": gradcam_plus_plus,
+    "layercam": layercam,
     "linear_approximation": linear_approximation,
     "xgradcam": xgradcam,
 }

@@ -61,15 +61,14 @@ def record(network: nn.Module, images: Tensor) -> taps.Trace:
     """One forward pass that keeps every bias (see above)."""
     layers: dict[nn.Module, Any] = {}
     for module in network.modules():
-        kind = type(module).__name__
         if isinstance(module, _ConvNd | nn.Linear) and module.bias is not None:
             layers[module] = _own
         elif isinstance(module, _BatchNorm) and module.running_mean is not None:
             # timm's BatchNormAct2d ends in an activation, before which it runs an identity named `drop`.
             layers[getattr(module, "drop", module)] = partial(_of_batch_norm, module)
-        elif _is_activation(module):
+        elif is_activation(module):
             layers[module] = _implicit
-        elif kind in _GATES:
+        elif type(module).__name__ in _GATES:
             layers[module] = _of_gate
     return taps.trace(network, images, layers)
 
@@ -94,6 +93,14 @@ def from_trace(trace: taps.Trace, cotangents: Tensor, zero: Tensor | float = 0.0
     return torch.stack([_map(trace, *gradients, zero) for gradients in trace.pull_back(cotangents)], 1)
 
 
+def is_activation(module: nn.Module) -> bool:
+    """Whether it is an elementwise activation that is not homogeneous, as ReLU is."""
+    kind, home = type(module).__name__, type(module).__module__
+    if isinstance(module, _ACTIVATIONS) or (kind in _TIMM_ACTIVATIONS and "timm" in home):
+        return True
+    return home == "transformers.activations"  # holds nothing else
+
+
 def zero_image(network: nn.Module) -> Tensor | float:
     """The colour (3, 1, 1) that the network's first layer sees as zero; 0 for a network that we did not build."""
     for module in nested(network):
@@ -101,13 +108,6 @@ def zero_image(network: nn.Module) -> Tensor | float:
             # GoogLeNet and Inception undo ImageNet's normalisation inside and have their own, of mean 0.5.
             return 0.5 if getattr(module.inner, "transform_input", False) else module.mean
     return 0.0
-
-
-def _is_activation(module: nn.Module) -> bool:
-    kind, home = type(module).__name__, type(module).__module__
-    if isinstance(module, _ACTIVATIONS) or (kind in _TIMM_ACTIVATIONS and "timm" in home):
-        return True
-    return home == "transformers.activations"  # holds nothing else
 
 
 def _own(layer: Any, _x: Tensor, _y: Tensor) -> _Bias:
@@ -146,7 +146,7 @@ def _map(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], ze
         shape, before = at_output.shape, channels
         term = _of_each_image(_sum_channels(bias.to(at_output), at_output, channels), len(trace.images))
         terms[term.shape[-2:]] = terms.get(term.shape[-2:], 0) + term
-    return torch.stack([_spread(term, size) for term in terms.values()]).sum(0)
+    return torch.stack([spread(term, size) for term in terms.values()]).sum(0)
 
 
 def _sum_channels(bias: Tensor, gradient: Tensor, channels: int) -> Tensor:
@@ -169,7 +169,7 @@ def _of_each_image(term: Tensor, n_images: int) -> Tensor:
     return term.reshape(n_images, -1).sum(1)[:, None, None]
 
 
-def _spread(term: Tensor, size: torch.Size) -> Tensor:
+def spread(term: Tensor, size: torch.Size) -> Tensor:
     """A map (B, h, w) laid over (H, W) so that its sum stays what it is."""
     if term.shape[-2:] == size:
         return term

@@ -7,6 +7,7 @@ For torchvision's `VisionTransformer`, timm's plain ones (vit, deit, eva, beit) 
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -295,6 +296,9 @@ def attention_rollout(
     least 1/2. Without it a row may sum to less than nothing, and the division then turns its signs, as published;
     sums closer to zero than `TINY` become `TINY`.
 
+    It is not linear in the cotangent: a contrast's map follows the attention that the contrast's own score goes
+    through, and as the cotangent shrinks, I takes all.
+
     Args:
         network: a Vision Transformer, or a module with one inside.
         images: (B, 3, H, W).
@@ -305,7 +309,7 @@ def attention_rollout(
     Raises:
         ValueError: no transformer, or `layer` is none of its blocks.
     """
-    return _rolled_out(network, images, cotangents, layer, relu, published=False)
+    return rolled_out(network, images, cotangents, layer, partial(rollout, relu=relu))
 
 
 def published_rollout(
@@ -320,7 +324,7 @@ def published_rollout(
 
     Args and raises as `attention_rollout`.
     """
-    return _rolled_out(network, images, cotangents, layer, relu, published=True)
+    return rolled_out(network, images, cotangents, layer, partial(rollout, relu=relu, published=True))
 
 
 def rollout(
@@ -357,28 +361,42 @@ MAPS: dict[str, Callable[[nn.Module, Tensor, Cotangents, str | nn.Module | None,
 PUBLISHED = {"published_rollout": published_rollout}
 
 
-def _rolled_out(
+def rolled_out(
     network: nn.Module,
     images: Tensor,
     cotangents: Cotangents,
     layer: str | nn.Module | None,
-    relu: bool,
-    published: bool,
+    combine: Callable[[Sequence[Tensor], Sequence[Tensor], slice], Tensor],
 ) -> Tensor:
+    """Maps (B, M, h, w) of what `combine` makes of attentions, gradients and the pooled tokens, as `rollout` does."""
     lie = tokens(network, images)
     with unfused(network) as probes:
-        traced = taps.record_each(network, images, probes[_first_block(network, layer) :])
-    shape = traced.activations[0].shape
-    if shape[-2:] != (lie.n_prefix + lie.grid[0] * lie.grid[1],) * 2:
-        raise ValueError(f"attention_rollout needs attention among all tokens, got matrices of shape {tuple(shape)}")
+        traced = taps.record_each(network, images, probes[first_block(network, layer) :])
+    check_among_tokens(traced.activations[0], lie)
     maps = [
-        rollout(traced.activations, traced.pull_back(cotangent), lie.pooled, relu, published)
+        combine(traced.activations, traced.pull_back(cotangent), lie.pooled)
         for cotangent in cotangents(traced.logits).unbind(1)
     ]
     return torch.stack(maps, 1)[..., lie.n_prefix :].unflatten(-1, lie.grid)
 
 
-def _first_block(network: nn.Module, layer: str | nn.Module | None) -> int:
+def check_among_tokens(attention: Tensor, lie: Tokens) -> None:
+    """Check that a matrix (B, heads, N, N) has all tokens on both sides.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if attention.shape[-2:] != (lie.n_prefix + lie.grid[0] * lie.grid[1],) * 2:
+        shape = tuple(attention.shape)
+        raise ValueError(f"attention among all tokens is needed, got matrices of shape {shape}")
+
+
+def first_block(network: nn.Module, layer: str | nn.Module | None) -> int:
+    """The place of a block that is named or given; 0 for None.
+
+    Raises:
+        ValueError: it is no block.
+    """
     if layer is None:
         return 0
     names, modules = list(blocks(network)), list(blocks(network).values())
@@ -387,4 +405,4 @@ def _first_block(network: nn.Module, layer: str | nn.Module | None) -> int:
     if layer in modules:
         return modules.index(layer)  # type: ignore[arg-type]
     what = repr(layer) if isinstance(layer, str) else type(layer).__name__
-    raise ValueError(f"attention_rollout begins at a block, {what} is none: choose from {names[0]} to {names[-1]}")
+    raise ValueError(f"a rollout begins at a block, {what} is none: choose from {names[0]} to {names[-1]}")
