@@ -56,6 +56,28 @@ def test_a_layer_gets_the_same_parameters_in_both_orders_and_with_other_layers_f
     assert not torch.equal(other.head.weight, whole.head.weight)
 
 
+def test_cascading_takes_what_is_above_a_layer_though_it_is_not_named(network):
+    before = state(network)
+    steps = [(layer, changed(copied, before)) for layer, copied in randomised(network, 0, ["features.4", "features.0"])]
+    assert steps == [("features.4", set(LAYERS[2:])), ("features.0", set(LAYERS))]
+    alone = [
+        changed(copied, before) for _, copied in randomised(network, 0, ["features", "features.4"], cascading=False)
+    ]
+    assert alone == [{"features.4"}, {"features.0", "features.1", "features.5"}]
+
+
+def test_a_network_that_answers_nothing_has_silent_maps(flat, images, targets):
+    def explainer(network, images):
+        maps = maps_of(targets)(network, images)
+        return maps if torch.equal(network.head.weight, flat.head.weight) else 0 * maps
+
+    found = model_randomisation(flat, images, explainer, 0, ["head", "features.0"], cascading=False)
+    assert found.silent.shape == (2, 2, 4)
+    assert found.silent[0].all()
+    assert not found.silent[1].any()
+    assert (found.similarities["rank_correlation"][0] == 0).all()
+
+
 def test_the_callers_random_state_is_left_alone(network):
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -152,5 +174,7 @@ def test_what_is_unknown_is_named(flat, images, targets):
         model_randomisation(flat, images, maps_of(targets), 0, ["tail"])
     with pytest.raises(ValueError, match=r"unknown similarity 'hog'.*ssim"):
         model_randomisation(flat, images, maps_of(targets), 0, similarities=["hog"])
+    with pytest.raises(ValueError, match="an empty list randomises no layer"):
+        model_randomisation(flat, images, maps_of(targets), 0, [])
     with pytest.raises(ValueError, match="maps must be finite"):
         model_randomisation(flat, images, lambda _network, x: x.mean(1) / 0, 0)

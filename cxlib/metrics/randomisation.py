@@ -1,6 +1,6 @@
 """Model-parameter randomisation (Adebayo et al., NeurIPS 2018): a map that survives new weights explains no network.
 
-Layers get new parameters from the top down: all above and including each (*cascading*), or each alone (*independent*).
+Layers get new parameters from the top down: each with all above it (*cascading*), or each alone (*independent*).
 A layer is initialised anew by its own `reset_parameters`, as Quantus does, batch norms with their running statistics;
 parameters of a module that has none, as a class token, are shuffled.
 """
@@ -22,10 +22,13 @@ class Randomised(NamedTuple):
     Attributes:
         layers: L names, from the top.
         similarities: by the measure's name, (L, ...) float64 on the CPU, where ... are the maps' axes before H and W.
+        silent: (L, ...), whether the changed network's map is zero, so that its likeness says nothing: between layers
+            that were not made for each other every ReLU may be off.
     """
 
     layers: list[str]
     similarities: dict[str, Tensor]
+    silent: Tensor
 
 
 def model_randomisation(
@@ -56,12 +59,14 @@ def model_randomisation(
         runtime.check_name("similarity", name, SIMILARITIES)
     before = explainer(network, images)
     check_maps(before)
-    names, measured = [], []
+    names, measured, silent = [], [], []
     for layer, changed in randomised(network, seed, layers, cascading):
         after = explainer(changed, images)
         names.append(layer)
+        silent.append((after == 0).all(-1).all(-1).cpu())
         measured.append([SIMILARITIES[name](before, after).cpu() for name in similarities])
-    return Randomised(names, {name: torch.stack(values) for name, values in zip(similarities, zip(*measured))})
+    by_name = {name: torch.stack(values) for name, values in zip(similarities, zip(*measured))}
+    return Randomised(names, by_name, torch.stack(silent))
 
 
 def randomised(
@@ -75,9 +80,10 @@ def randomised(
     Args:
         network: it is left alone.
         seed: of the new parameters.
-        layers: modules by name, with all that is in them but what others of these have; None takes `blocks`. Their
-            order is the network's own, whatever theirs.
-        cascading: each layer with all those before it in this order, or alone.
+        layers: modules by name, with all that is in them; None takes `blocks`. Their order is the network's own,
+            whatever theirs.
+        cascading: each layer with all that the network has above it, named or not; or alone, but for what others of
+            the layers have of it.
 
     Yields:
         The layer's name and the copy; cascading, the same one each time, as it goes on changing.
@@ -90,11 +96,19 @@ def randomised(
     chosen = blocks(network) if layers is None else layers
     for layer in chosen:
         runtime.check_name("layer", layer, places)
-    parts: dict[str, list[str]] = {layer: [] for layer in sorted(chosen, key=places.__getitem__, reverse=True)}
+    if not chosen:
+        raise ValueError("an empty list randomises no layer: name one or more")
+    stops = sorted(set(chosen), key=places.__getitem__, reverse=True)
+    parts: dict[str, list[str]] = {layer: [] for layer in stops}
     for name, module in network.named_modules():
-        holders = [layer for layer in parts if f"{name}.".startswith(f"{layer}." if layer else "")]
-        if holders and any(True for _ in module.parameters(recurse=False)):
-            parts[max(holders, key=len)].append(name)
+        if not any(True for _ in module.parameters(recurse=False)):
+            continue
+        if cascading:  # with the first stop, from the top, that it is not below
+            holders = [layer for layer in stops if places[layer] <= places[name]][:1]
+        else:  # with the smallest layer that it is in
+            holders = sorted((layer for layer in stops if f"{name}.".startswith(layer and f"{layer}.")), key=len)[-1:]
+        for layer in holders:
+            parts[layer].append(name)
     changed = copy.deepcopy(network)
     for layer, names in parts.items():
         changed = changed if cascading else copy.deepcopy(network)

@@ -122,7 +122,13 @@ def _pictures(maps: Tensor) -> Tensor:
 
 def _mean_ranks(maps: Tensor) -> Tensor:
     """Rank of each pixel within its map, float64; pixels of one value share their mean rank."""
-    flat = maps.flatten(-2).contiguous()
-    ascending = flat.sort(-1).values
-    below, not_above = (torch.searchsorted(ascending, flat, right=right) for right in (False, True))
-    return ((below + not_above) / 2.0).double().view(maps.shape)
+    ascending, order = maps.flatten(-2).sort(-1)
+    place = torch.arange(order.shape[-1], device=maps.device).expand_as(order)
+    differs = ascending.diff(dim=-1) != 0
+    first = torch.where(F.pad(differs, (1, 0), value=True), place, 0).cummax(-1).values
+    last = torch.where(F.pad(differs, (0, 1), value=True), place, place.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return (
+        torch.empty_like(ascending, dtype=torch.float64)
+        .scatter_(-1, order, (first + last).double() / 2)
+        .view(maps.shape)
+    )
