@@ -122,7 +122,7 @@ def blocks(network: nn.Module) -> list[str]:
     """The names of a network's blocks, in its order: layers outside of any sequence, and the members of sequences.
 
     A sequence is a `Sequential` or `ModuleList` that is in no other's member. A module that holds parameters beside its
-    blocks, as a transformer does its class token, is one more: for these alone.
+    blocks, as a transformer does its class token, is one more.
     """
     return list(_blocks("", network))
 
