@@ -1,17 +1,16 @@
 """Blur and mask (Table 1): hide what a map calls unimportant and read the two leading classes' balance."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cxlib import runtime, taps
 from cxlib.contrasts import check_targets
 from cxlib.explainers import EXPLAINERS, answer, ask, cam, explain, resized, saliency
+from cxlib.metrics.baselines import Blur, Fill, fills
 from cxlib.networks import fast
 
 FEATURES = ("positive", "negative")
@@ -47,53 +46,6 @@ def relative_probability(logits: Tensor, t: Tensor, other: Tensor) -> Tensor:
             raise ValueError(f"one class an image is compared with one other, got shape {tuple(index.shape)}")
     y_t, y_other = (logits.gather(-1, index.to(logits.device, torch.long)[:, None]).squeeze(-1) for index in (t, other))
     return (y_t - y_other).sigmoid()
-
-
-# --- baselines: what takes the place of a hidden pixel -------------------------------------------------
-
-
-class Blur(NamedTuple):
-    """Gaussian blur in pixels; the published setting at 224 x 224."""
-
-    kernel: int = 101
-    sigma: float = 15.0
-
-    def at(self, image_size: int) -> "Blur":
-        """What it is at 224 x 224, at another size: as much of the image.
-
-        Raises:
-            ValueError: the kernel is even, so that it has no centre.
-        """
-        if self.kernel % 2 == 0:
-            raise ValueError(f"a blur kernel must be odd, got {self.kernel}")
-        return Blur(2 * round(self.kernel // 2 * image_size / 224) + 1, self.sigma * image_size / 224)
-
-
-def gaussian_blur(images: Tensor, _zero: Tensor, blur: Blur) -> Tensor:
-    """Gaussian blur with reflected borders, as torchvision's, as one matrix product a side: 100 times faster.
-
-    Raises:
-        ValueError: the kernel is even, or reaches further than the image; or sigma is not finite and above 0.
-    """
-    rows, columns = (_blur_matrix(size, blur).to(images) for size in images.shape[-2:])
-    return rows @ images @ columns.T
-
-
-def zeros(images: Tensor, zero: Tensor, _blur: Blur) -> Tensor:
-    """The colour that the network sees as zero: the published code masks *normalised* images with zeros."""
-    return zero.to(images).expand_as(images)
-
-
-def channel_mean(images: Tensor, _zero: Tensor, _blur: Blur) -> Tensor:
-    """Each image's mean colour."""
-    return images.mean((-2, -1), keepdim=True).expand_as(images)
-
-
-BASELINES: dict[str, Callable[[Tensor, Tensor, Blur], Tensor]] = {
-    "gaussian_blur": gaussian_blur,
-    "zeros": zeros,
-    "channel_mean": channel_mean,
-}
 
 
 # --- rules: which pixels stay ---------------------------------------------------------------------------
@@ -248,9 +200,9 @@ def blur_and_mask(
         layer: the explanation layer of the CAMs.
         explainers: names in `explainers.EXPLAINERS`.
         contrasts: names that `explain` takes, both of `PAIR` among them.
-        baselines: names in `BASELINES`.
+        baselines: names in `baselines.BASELINES`.
         rules: names in `RULES`.
-        blur: kernel and sigma of `gaussian_blur`.
+        blur: kernel and sigma of the baseline `gaussian_blur`.
         chunk: how many masked images are evaluated at once, which bounds the memory.
 
     Raises:
@@ -288,9 +240,9 @@ def mask_maps(
         maps: (B, explainers, 2 targets, C, h, w), of C contrasts or variants.
         leading: (B, 2), the classes t1 and t2.
         pair: which of the C set the number of hidden pixels.
-        baselines: names in `BASELINES`.
+        baselines: names in `baselines.BASELINES`.
         rules: names in `RULES`.
-        blur: kernel and sigma of `gaussian_blur`.
+        blur: kernel and sigma of the baseline `gaussian_blur`.
         chunk: how many masked images are evaluated at once.
 
     Returns:
@@ -299,18 +251,16 @@ def mask_maps(
     Raises:
         ValueError: unknown names.
     """
-    for what, names, known in (("baseline", baselines, BASELINES), ("rule", rules, RULES)):
-        for name in names:
-            runtime.check_name(what, name, known)
-    zero = getattr(network, "mean", torch.zeros(3, 1, 1))
-    replacements = torch.stack([BASELINES[name](images, zero, blur) for name in baselines], 1)
+    for rule in rules:
+        runtime.check_name("rule", rule, RULES)
+    filled = fills(network, images, baselines, blur)
     evaluated = fast(network)
     leads, n_evaluated = [], 0  # y_t1 - y_t2 of every setting
-    for image, own, replacement, classes in zip(images, maps, replacements, leading):
+    for place, (image, own, classes) in enumerate(zip(images, maps, leading)):
         upsampled = resized(own.flatten(0, 1), image.shape[-2:])  # (explainers * 2 targets, C, H, W)
         kept = kept_pixels(upsampled, pair, rules)
-        distinct, place = _distinct(kept.flatten(0, 3))
-        lead = _lead_of_masked(evaluated, image, distinct, replacement, classes, chunk)[:, place]
+        distinct, which = _distinct(kept.flatten(0, 3))
+        lead = _lead_of_masked(evaluated, image, place, distinct, filled, classes, chunk)[:, which]
         leads.append(lead.unflatten(1, (*own.shape[:2], *kept.shape[1:4])))
         n_evaluated += len(distinct) * len(baselines)
     masked = torch.stack(leads).movedim(1, 3)
@@ -345,13 +295,15 @@ def _distinct(kept: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _lead_of_masked(
-    network: nn.Module, image: Tensor, kept: Tensor, replacement: Tensor, classes: Tensor, chunk: int
+    network: nn.Module, image: Tensor, place: int, kept: Tensor, filled: Sequence[Fill], classes: Tensor, chunk: int
 ) -> Tensor:
-    """y_t1 - y_t2 of one image behind masks (U, H, W) over baselines (b, 3, H, W): (b, U)."""
-    shape, leads = (len(replacement), len(kept)), []
-    for part in torch.arange(len(replacement) * len(kept), device=kept.device).split(chunk):
-        baseline, mask = part // len(kept), part % len(kept)
-        masked = torch.where(kept[mask, None], image, replacement[baseline])
+    """y_t1 - y_t2 of one image, at its place in the batch, behind masks (U, H, W) over b baselines: (b, U)."""
+    shape, leads = (len(filled), len(kept)), []
+    for part in torch.arange(len(filled) * len(kept), device=kept.device).split(chunk):
+        baseline, mask = part // len(kept), part % len(kept)  # baselines in ascending order
+        own = [(filled[b], mask[baseline == b]) for b in baseline.unique().tolist()]
+        replacement = torch.cat([fill(torch.full_like(of_fill, place), ~kept[of_fill]) for fill, of_fill in own])
+        masked = torch.where(kept[mask, None], image, replacement)
         logits = taps.logits(network, masked.contiguous(memory_format=torch.channels_last))
         leads.append(_lead(logits, classes.expand(len(part), 2)))
     return torch.cat(leads).view(shape)
@@ -375,17 +327,3 @@ def _ranks(maps: Tensor) -> Tensor:
     order = flat.argsort(dim=-1, stable=True)
     positions = torch.arange(flat.shape[-1], device=maps.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, positions).view_as(maps)
-
-
-def _blur_matrix(size: int, blur: Blur) -> Tensor:
-    """(size, size): row i holds the weights with which the reflected line of pixels enters blurred pixel i."""
-    half = blur.kernel // 2
-    if blur.kernel % 2 == 0 or half >= size:
-        raise ValueError(f"a blur kernel must be odd and at most {2 * size - 1} wide for {size} pixels: {blur.kernel}")
-    if not 0 < blur.sigma < math.inf:
-        raise ValueError(f"the sigma of a blur must be finite and above 0, got {blur.sigma}")
-    offsets = torch.arange(-half, half + 1, dtype=torch.float64)
-    weights = (-0.5 * (offsets / blur.sigma) ** 2).exp()
-    line = torch.eye(size, dtype=torch.float64)[:, None]  # every unit impulse, as a batch of lines
-    padded = F.pad(line, (half, half), mode="reflect")
-    return F.conv1d(padded, (weights / weights.sum())[None, None]).squeeze(1).T

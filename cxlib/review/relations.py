@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cxlib import contrasts, taps
 from cxlib.explainers import explain
+from cxlib.metrics.similarity import correlation, cosine
 
 #: Contrasts whose maps are related, and pairs of them whose maps of t1 are correlated.
 CONTRASTS = ("original", "mean", "max", "weighted", "probability")
@@ -75,39 +76,21 @@ def relate(
     measured = []
     for name in explainers:
         maps = explain(network, images, order[:, :2], name, CONTRASTS, layer, upsample=False)
-        t1, t2 = maps.transpose(0, 1).double().cpu().flatten(3).unbind(2)  # (B, contrasts, pixels) each
+        t1, t2 = maps.transpose(0, 1).double().cpu().unbind(2)  # (B, contrasts, h, w) each
         apart = torch.full((len(images),), torch.nan, dtype=torch.float64)
         if n_pairs:
             originals = explain(network, images, others, name, "original", layer, upsample=False)
-            apart = correlation(*originals.double().cpu().flatten(2).unflatten(1, (2, n_pairs)).unbind(1)).mean(1)
+            apart = correlation(*originals.double().cpu().unflatten(1, (2, n_pairs)).unbind(1)).mean(1)
         measured.append(
             (
                 correlation(t1, t2),
                 apart,
                 1 - cosine(t1[:, 0], t2[:, 0]) ** 2,
                 torch.stack([correlation(t1[:, places[a]], t1[:, places[b]]) for a, b in PAIRS], -1),
-                (t1 < 0).double().mean(-1),
+                (t1 < 0).double().flatten(-2).mean(-1),
             )
         )
     alpha = contrasts.weighted(logits, order[:, 0]).clamp(max=0)  # -alpha_s, and 0 for the target
     p = logits.softmax(1).gather(1, order[:, :2])
     between, strangers, residual, alike, negative = (torch.stack(values, 1) for values in zip(*measured))
     return Related(between, strangers, residual, alike, negative, 1 / (alpha**2).sum(1), p)
-
-
-def cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Cosine of the angle of maps (..., pixels): (...); 0 where either is zero."""
-    scale = x.norm(dim=-1) * y.norm(dim=-1)
-    return torch.where(scale > 0, (x * y).sum(-1) / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0)
-
-
-def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's correlation over the pixels of maps (..., pixels): (...); 0 where either is constant."""
-    # A map that is constant up to rounding is constant.
-    centred = []
-    for values in (x, y):
-        mean = values.mean(-1, keepdim=True)
-        spread = values - mean
-        constant = spread.abs().amax(-1, keepdim=True) <= 1e-6 * values.abs().amax(-1, keepdim=True)
-        centred.append(torch.where(constant, 0, spread))
-    return cosine(*centred)
