@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
+from PIL import Image
 
 COLOURS = {
     "original": "#4878a8",
@@ -93,5 +95,9 @@ def nothing(why: str, path: Path | str) -> None:
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Write a PNG that is byte-identical for the same figure: without the version that matplotlib would note."""
-    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True}, dpi=92)
+    """Write a PNG, byte-identical for the same figure, in 256 colours of its own: a third of the size."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(92)
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    drawn.quantize(palette=drawn.quantize(256)).save(path, optimize=True)
