@@ -100,11 +100,11 @@ def masking(networks, folder, seed, published, under_published, under_table, by_
 
 @command(networks_, folder_, seed_, option("--p-2-table"))
 def localisation(networks, folder, seed, p_2_table, table, metrics):
-    """Mass in the telling parts, and by p_2; headlines are shares above the area's, means over all but contrasts."""
+    """Mass in the telling parts, and by p_2; headlines are original's and weighted's shares above the area's."""
     cells = runtime.read_cells(folder, networks)
     localised = tables.localisation(cells, np.random.default_rng(seed))
     by_p_2 = tables.localisation_by_p_2(cells, np.random.default_rng(seed))
-    gains = localised[localised["quantity"] == "gain"]
+    gains = localised[(localised["quantity"] == "gain") & localised["contrast"].isin(["original", "weighted"])]
     means = gains[(gains["target"] == "mean") & (gains["explainer"] == "mean") & (gains["mass"] == "evidence")]
     write({table: localised, p_2_table: by_p_2}, metrics, {"gain": means.groupby("contrast")["value"].mean().to_dict()})
 
