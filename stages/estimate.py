@@ -103,6 +103,7 @@ def passed(stages, params, folder, per_species, limit, epochs=0):
                 "--max_images": limit,
                 "--max_images_below": limit,
                 "--threshold": 0,
+                "--painted_seed": 0,
             }
             for name, value in (changes | {"--epochs": min(epochs, int(option(words, "--epochs")))}).items():
                 words = option(words, name, value)
@@ -146,7 +147,7 @@ def work(stage, words, sizes, per_image, test):
         n_masks = DISTINCT * 4 * words.count("--baselines") * words.count("--rules")
         n_masks *= 6 if kind == "vit" else words.count("--explainers") * words.count("--contrasts")
         return n, n * max(per_image, n_masks * test)
-    n = min(limit or n_test, n_test) if kind in ("perturb", "saturate", "gradient_norms", "relate") else 0
+    n = min(limit or n_test, n_test) if kind in ("perturb", "saturate", "gradient_norms", "intervene", "relate") else 0
     return n, n * per_image
 
 

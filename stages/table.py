@@ -13,7 +13,7 @@ from cxlib.review.report import claims as judged
 from cxlib.review.report import statements, tables
 
 #: What the ledger is made of, by the kind of network that it is of; saturation is of the perturbed ones.
-FOLDERS = ("perturbed", "saturated", "masked", "controlled", "localised", "related", "transformers")
+FOLDERS = ("perturbed", "saturated", "masked", "controlled", "localised", "intervened", "related", "transformers")
 KIND_OF = {"saturated": "perturbed"}
 
 
@@ -100,13 +100,31 @@ def masking(networks, folder, seed, published, under_published, under_table, by_
 
 @command(networks_, folder_, seed_, option("--p-2-table"))
 def localisation(networks, folder, seed, p_2_table, table, metrics):
-    """Mass in the telling parts, and by p_2; headlines are shares above the area's, means over all but contrasts."""
+    """Mass in the telling parts, and by p_2; headlines are original's and weighted's shares above the area's."""
     cells = runtime.read_cells(folder, networks)
     localised = tables.localisation(cells, np.random.default_rng(seed))
     by_p_2 = tables.localisation_by_p_2(cells, np.random.default_rng(seed))
-    gains = localised[localised["quantity"] == "gain"]
+    gains = localised[(localised["quantity"] == "gain") & localised["contrast"].isin(["original", "weighted"])]
     means = gains[(gains["target"] == "mean") & (gains["explainer"] == "mean") & (gains["mass"] == "evidence")]
     write({table: localised, p_2_table: by_p_2}, metrics, {"gain": means.groupby("contrast")["value"].mean().to_dict()})
+
+
+def repainted(folder, networks):
+    """The cells of the networks whose birds were repainted; only painted ones can be: `none`."""
+    return runtime.read_cells(folder, networks) if "none" not in networks else {}
+
+
+@command(networks_, folder_, seed_, option("--effects"))
+def intervention(networks, folder, seed, effects, table, metrics):
+    """What repainting does, and how maps agree with it; headlines are of the whole dose, and weighted's gain."""
+    cells = repainted(folder, networks)
+    done = tables.repainting(cells, np.random.default_rng(seed))
+    agreed = tables.intervention(cells, np.random.default_rng(seed))
+    whole = done[(done["repainted"] == "as_sibling") & (done["dose"] == 1)]
+    headlines = whole[whole["quantity"].isin(["effect", "flips"])].groupby("quantity")["value"].mean().to_dict()
+    ranks = agreed[(agreed["quantity"] == "rank") & (agreed["contrast"] == "weighted")]
+    headlines |= {"rank_gain": ranks["margin"].mean()} if len(ranks) else {}
+    write({table: agreed, effects: done}, metrics, headlines)
 
 
 @command(networks_, folder_, seed_, option("--blocks-table"))
@@ -134,12 +152,16 @@ def claims(norms, norms_of, seed, published_perturbation, published_table, table
     The masked network --with-batch-norm is compared with the one --without-batch-norm; `none`: nothing is.
     """
     asked = {kind: options[KIND_OF.get(kind, kind)] for kind in FOLDERS}
-    cells = {kind: runtime.read_cells(options[f"{kind}_folder"], names) for kind, names in asked.items()}
+    read = {"intervened": repainted}
+    cells = {
+        kind: read.get(kind, runtime.read_cells)(options[f"{kind}_folder"], names) for kind, names in asked.items()
+    }
     margins = [
         *statements.of_perturbation(cells["perturbed"], pd.read_csv(published_perturbation)),
         *statements.of_masking(cells["masked"], pd.read_csv(published_table)),
         *statements.of_controls(cells["controlled"]),
         *statements.of_localisation(cells["localised"]),
+        *statements.of_interventions(cells["intervened"]),
         *statements.of_relations(cells["related"]),
         *statements.of_transformers(cells["transformers"], cells["masked"]),
         *statements.of_gradients(pd.read_csv(norms), norms_of, cells["saturated"]),

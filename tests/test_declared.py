@@ -18,7 +18,7 @@ from test_stages import MACHINE, MINIATURE, in_order
 from cxlib import runtime
 
 #: Tables that `claims` names for the order of the stages alone: as dvc.yaml says.
-ORDER = {"claims": ["perturbation", "saturation", "table1", "localisation", "vit"]}
+ORDER = {"claims": ["perturbation", "saturation", "table1", "localisation", "intervention", "vit"]}
 #: What no result depends on: see `runtime.Machine`; and the launcher's mark of its own processes.
 MACHINES = {f"CXLIB_{field.name.upper()}" for field in fields(runtime.Machine)} | {"TORCHELASTIC_RUN_ID"}
 

@@ -34,7 +34,7 @@ LISTS = (
     *("perturb.networks", "mask.networks", "control.networks", "localise.networks", "relate.networks"),
     "vit.networks",
 )
-OWN = ("data", "networks", *LISTS, "vit_maps", "sheets")
+OWN = ("data", "networks", *LISTS, "intervene.networks", "vit_maps", "sheets")
 #: Run by hand.
 BY_HAND = {"stages/verify.py", "stages/estimate.py", "stages/compare.py"}
 #: Folders of files whose hash is in a parameter: that is the dependency, and what else lies there is none.
@@ -396,13 +396,13 @@ def test_network_that_is_not_among_the_networks_is_an_error(name, key):
     "name",
     [
         "perturb@left", "saturate@left", "gradient_norms", "mask@left", "control@left", "localise@left",
-        "relate@left", "maps@figure_3", "maps@figure_4", "vit@left", "vit_maps@figure_5",
+        "intervene@left", "relate@left", "maps@figure_3", "maps@figure_4", "vit@left", "vit_maps@figure_5",
     ],
 )  # fmt: skip
 def test_network_that_an_earlier_run_left_is_refused(name, tmp_path):
     """Also where params.yaml was edited by hand, and nothing was composed."""
     params = yaml.safe_load(composed("profile=tiny"))
-    for lists in LISTS:
+    for lists in (*LISTS, "intervene.networks"):
         entries = at(params, lists)
         entries["left"] = next(iter(entries.values()))
     for place in ("gradient_norms", "maps.figure_3", "maps.figure_4", "vit_maps.figure_5"):
@@ -541,6 +541,7 @@ def test_every_experiment_runs_on_the_networks_it_names(profile):
         "mask": "mask.networks",
         "control": "control.networks",
         "localise": "localise.networks",
+        "intervene": "intervene.networks",
         "relate": "relate.networks",
         "vit": "vit.networks",
         "maps": "maps",
@@ -708,10 +709,12 @@ SATURATED = {"saturation", *JUDGED, *figures("saturation")}
 CONTROLLED = {"control", *JUDGED}
 MASKED = {"mask", "masking", *CONTROLLED, *figures("table1", "by_ambiguity")}
 LOCALISED = {"localise", "localisation", *JUDGED, *figures("localisation", "localisation_by_p_2")}
+INTERVENED = {"intervene", "intervention", *JUDGED}
 RELATED = {"relate", *JUDGED}
 MAPPED = {"maps@figure_3", "maps@figure_4", *figures("figure_3", "figure_4")}
 COMPARED = {"vit", "transformers", *JUDGED, *figures("vit", "vit_blocks")}
 FIGURE_5 = {"vit_maps", "figure_5"}
+OF_A_LAYER = ("mask", "control", "localise", "intervene", "relate")
 FIGURE_6 = {"gradient_norms", *JUDGED, *figures("figure_6")}
 
 
@@ -741,6 +744,8 @@ def stale(tiny, tmp_path_factory):
         ("control.options.rules=[equal_kept,shifted]", CONTROLLED),
         ("localise.options.disc_radius=0.2", {*LOCALISED, *COMPARED}),
         ("localise.options.max_images=5", LOCALISED),
+        ("intervene.options.doses=[0.2]", INTERVENED),
+        ("intervene.options.max_images=5", INTERVENED),
         ("relate.options.explainers=[gradcam]", RELATED),
         ("relate.options.max_images=5", RELATED),
         ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3"}),
@@ -764,8 +769,8 @@ def test_a_parameter_runs_again_only_what_depends_on_it(stale, override, expecte
         (
             "vgg16_bn_narrow",
             {
-                *(MASKED | LOCALISED | RELATED | MAPPED) - {"mask", "control", "localise", "relate"},
-                *(f"{family}@vgg16_bn_narrow" for family in ("mask", "control", "localise", "relate")),
+                *(MASKED | LOCALISED | INTERVENED | RELATED | MAPPED) - set(OF_A_LAYER),
+                *(f"{family}@vgg16_bn_narrow" for family in OF_A_LAYER),
             },
         ),
         ("vit_mini", {*COMPARED, "vit@vit_mini", "vit_maps@figure_5", "figure_5@figure_5"} - {"vit"}),
@@ -812,8 +817,10 @@ def test_another_network_leaves_the_cells_of_the_others_alone(tiny, tmp_path):
         "cxlib/review/selection.py",
         "cxlib/review/variants.py",
         "cxlib/metrics/masking.py",
+        "cxlib/metrics/interventions.py",
         "cxlib/metrics/localisation.py",
         "cxlib/metrics/parts.py",
+        "cxlib/synthbirds/repainting.py",
         "cxlib/explainers/cam.py",
         "cxlib/explainers/vit.py",
         "cxlib/overlay.py",

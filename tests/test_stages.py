@@ -69,6 +69,7 @@ MINIATURE = (
     "mask.options.max_images=0",
     "mask.options.max_images_below=5",
     "localise.options.max_images_below=5",
+    "intervene.options.max_images=7",
     "vit.options.max_images=5",
     "vit.options.max_images_below=5",
 )
@@ -231,6 +232,7 @@ def test_every_output_of_every_stage_is_there(pipeline):
         "plots/table1.csv", "plots/under_threshold.csv", "plots/by_ambiguity.csv", "plots/localisation.csv",
         "plots/localisation_by_p_2.csv", "plots/vit.csv", "plots/vit_blocks.csv", "plots/claims.csv",
         "metrics/networks.json", "metrics/perturbation.json", "metrics/saturation.json", "metrics/gradient_norms.json",
+        "plots/repainting.csv", "plots/intervention.csv", "metrics/intervention.json",
         "metrics/table1.json", "metrics/localisation.json", "metrics/vit.json", "metrics/claims.json",
         "plots/synthbirds.png", "plots/figure_1_2.png", "plots/perturbation_vs_published.png", "plots/saturation.png",
         "plots/figure_6.png", "plots/table1.png", "plots/by_ambiguity.png", "plots/localisation.png",
@@ -261,7 +263,8 @@ def numbers(tree):
 def test_metrics_are_few_finite_numbers_without_lists(pipeline):
     files = sorted((pipeline.folder / "metrics").iterdir())
     assert [file.stem for file in files] == [
-        "claims", "gradient_norms", "localisation", "networks", "perturbation", "saturation", "table1", "vit",
+        "claims", "gradient_norms", "intervention", "localisation",
+        "networks", "perturbation", "saturation", "table1", "vit",
     ]  # fmt: skip
     together = []
     for file in files:
@@ -288,7 +291,8 @@ def test_figures_are_pictures(pipeline):
 def test_what_computed_stands_beside_every_result(pipeline):
     cells = sorted((pipeline.folder / "data").rglob("*.npz"))
     assert {cell.parent.name for cell in cells} == {
-        "reports", "perturbation", "saturation", "masking", "controls", "localisation", "relations", "maps", "vit",
+        "reports", "perturbation", "saturation", "masking", "controls", "localisation", "interventions", "relations",
+        "maps", "vit",
     }  # fmt: skip
     expected = runtime.computed_by(torch.device("cpu"))
     assert expected.startswith("cpu ") and torch.__version__ in expected
@@ -375,10 +379,10 @@ def test_localisation_headlines_are_means_of_single_images(pipeline):
         for name in values:
             expected = np.mean([mean[name] for mean in means.values()])
             assert value[("mean", contrast, "mean", *name)] == tabled(expected)
-            if name == ("evidence", "gain"):
+            if name == ("evidence", "gain") and contrast in ("original", "weighted"):
                 assert metrics["gain"][contrast] == rounded(expected)
     assert set(metrics) == {"gain"}
-    assert set(metrics["gain"]) == set(cell["contrasts"].tolist())
+    assert set(metrics["gain"]) == {"original", "weighted"}
     control = (cell["gaussian_share"] - cell["area"])[above].mean()
     assert value["gaussian", "none", "none", "positive", "gain"] == tabled(control)
     assert table["area"].tolist() == [tabled(cell["area"][above].mean())] * len(table)
@@ -436,7 +440,7 @@ def test_maps_show_images_above_the_threshold(pipeline):
         "data@synthbirds", "contact_sheet@synthbirds", "train@vgg16_bn_narrow", "networks", "perturb@squeezenet1_1",
         "perturbation", "saturate@squeezenet1_1", "saturation", "gradient_norms", "mask@vgg16_bn_narrow", "masking",
         "localise@vgg16_bn_narrow", "localisation", "relate@vgg16_bn_narrow", "train@probed", "figure@ledger",
-        "figure@doses",
+        "figure@doses", "intervene@vgg16_bn_narrow", "intervention",
         "maps@figure_3", "maps@figure_4", "vit@vit_mini", "transformers",
         "vit_maps@figure_5", "figure@figure_1_2", "figure@perturbation_vs_published", "figure@saturation",
         "figure@figure_6",
@@ -456,7 +460,8 @@ def test_stage_writes_the_same_bytes_again(here, name):
 
 COMPUTING = (
     "train@vgg16_bn_narrow", "perturb@squeezenet1_1", "saturate@squeezenet1_1", "gradient_norms",
-    "mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow", "relate@vgg16_bn_narrow", "vit@vit_mini", "train@probed",
+    "mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow", "intervene@vgg16_bn_narrow",
+    "relate@vgg16_bn_narrow", "vit@vit_mini", "train@probed",
 )  # fmt: skip
 
 
@@ -1327,6 +1332,7 @@ def test_an_architecture_that_is_trained_twice_keeps_both_accuracies(here, tmp_p
         ("saturation", "data/saturation"),
         ("masking", "data/masking"),
         ("localisation", "data/localisation"),
+        ("intervention", "data/interventions"),
         ("transformers", "data/vit"),
     ],
 )
@@ -1429,6 +1435,14 @@ BAD = {
         ({"explainers": ["gradcam", "nonsense"]}, ["nonsense", "xgradcam"]),
         ({"network": "data/networks/none.pt"}, ["data/networks/none.pt"]),
     ],
+    "intervene@vgg16_bn_narrow": [
+        ({"painted_seed": 9}, ["not of the bird painted from (9, ", "settings"]),
+        ({"layer": "features.99"}, ["'features.99'", "features.9"]),
+        ({"explainers": ["gradcam", "nonsense"]}, ["nonsense", "xgradcam"]),
+        ({"contrasts": ["original", "nonsense"]}, ["'nonsense'", "weighted"]),
+        ({"report": "data/none.npz"}, ["data/none.npz"]),
+    ],
+    "intervention": [({"folder": "data/none"}, ["data/none"])],
     "localisation": [({"folder": "data/none"}, ["data/none"])],
     "maps@figure_3": [({"contrasts": "nonsense"}, ["nonsense"]), ({"explainers": "nonsense"}, ["nonsense"])],
     "vit@vit_mini": [
@@ -1486,7 +1500,7 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, name, changes, named):
     [
         ("perturbation", "changes", np.nan), ("perturbation", "dose", None), ("saturation", "y_t", np.nan),
         ("masking", "masked", np.nan), ("masking", "p_2", None), ("localisation", "share", np.nan),
-        ("localisation", "p_2", None), ("transformers", "alike", None),
+        ("localisation", "p_2", None), ("intervention", "mass", None), ("transformers", "alike", None),
     ],
 )  # fmt: skip
 def test_a_table_that_fails_leaves_no_other_behind(here, tmp_path, name, array, wrong):
@@ -1564,7 +1578,8 @@ NUMBERS = [
     ("gaussian_sigma", SIZES, ["localise@vgg16_bn_narrow"]),
     ("threshold", SHARES, ["mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow", "vit@vit_mini", "maps@figure_3"]),
     ("threshold", SHARES, ["networks"]),
-    ("ambiguity", SHARES, ["data@synthbirds"]),
+    ("ambiguity", SHARES, ["data@synthbirds", "intervene@vgg16_bn_narrow"]),
+    ("doses", SHARES, ["intervene@vgg16_bn_narrow"]),
     ("penalty", SIZES, ["train@probed"]),
     ("gradient", SIZES, ["train@probed"]),
     ("learning_rate", SIZES, ["train@vit_mini"]),

@@ -11,11 +11,13 @@ from statistics import mean
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import spearmanr
 from test_variants import compared_cell
 
 from cxlib import runtime
-from cxlib.review.report import claims, statements, tables
+from cxlib.metrics import interventions
+from cxlib.review.report import claims, statements, statistics, tables
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 QUANTITIES = ("accuracy", "p_t", "y_t")
@@ -97,6 +99,51 @@ def localisation_cell(seed=0, n_above=30, n_below=12, shift=0.0, discriminative=
         "contrasts": np.array(contrasts),
         "targets": np.array(TARGETS),
         "signs": np.array(("positive", "negative", "absolute")),
+        "images": np.arange(n_images),
+        "data": np.array(data),
+    }
+
+
+REPAINTED = ("random", "as_sibling", "sibling", "back")
+
+
+def intervention_cell(seed=0, n_images=40, shift=0.0, contrasts=("original", "max", "weighted"), data="birds"):
+    """A repainted network as its stage saves it: four parts, of which two are marks; `shift` favours weighted."""
+    rng = np.random.default_rng(seed)
+    explainers, n_parts = ("gradcam", "gradient"), 4
+    shape = (n_images, n_parts, 2, len(contrasts), 2, 2)
+    original = rng.normal(size=(n_images, 5))
+    ways = original[:, None, None] + rng.normal(0, 0.1, (n_images, n_parts, 4, 5))
+    telling = np.tile([True, False, False, False], (n_images, 1))
+    telling[::3, 1] = True
+    lost = rng.uniform(0.5, 3, (n_images, n_parts)) * np.where(np.arange(n_images) % 5 == 0, -1, 1)[:, None]
+    ways[:, :, 1] = np.where(telling[..., None], original[:, None], np.nan)
+    ways[:, :, 1, 0] -= lost
+    ways[:, :, 2:][~telling] = np.nan
+    mass = rng.uniform(0.01, 0.05, shape)
+    favoured = np.where(telling, np.sign(lost), 0)  # for t1, by sign of the effect; of t2 the other way round
+    for t, s in itertools.product(range(2), range(2)):
+        mass[:, :, :, -1, t, s] += shift * (favoured == (1 if s == t else -1))[:, :, None]
+    perfect = np.stack([np.maximum(favoured, 0), np.maximum(-favoured, 0)], -1)[:, :, None].repeat(2, 2) * 0.4
+    return {
+        "original": original,
+        "ways": ways,
+        "dosed": original[:, None, None] + 0.5 * (ways[:, :, [1]] - original[:, None, None]),
+        "area": rng.uniform(0.01, 0.03, (n_images, n_parts)),
+        "mass": mass,
+        "total": np.ones((n_images, *shape[2:])),
+        "perfect": perfect,
+        "perfect_total": np.ones((n_images, 2, 2)),
+        "families": np.arange(n_images) % 2,
+        "marks": np.tile([True, True, False, False], (n_images, 1)),
+        "leading": np.tile([4, 7], (n_images, 1)),
+        "labels": np.where(np.arange(n_images) % 5 == 0, 7, 4),
+        "parts": np.array(["crown", "beak", "wing", "leg"]),
+        "repainted": np.array(REPAINTED),
+        "doses": np.array([0.5]),
+        "explainers": np.array(explainers),
+        "sensitivity": np.array([False, True]),
+        "contrasts": np.array(contrasts),
         "images": np.arange(n_images),
         "data": np.array(data),
     }
@@ -223,6 +270,78 @@ def test_localisation_table_holds_the_means_of_one_side(rng):
     ):
         row = rows.loc["gaussian", "none", "none", "positive", quantity]
         assert row["value"] == pytest.approx(values[:30].mean())
+
+
+def test_intervention_table_is_the_librarys_agreement(rng):
+    cell = intervention_cell(shift=0.02)
+    table = tables.intervention({"mine": cell}, rng).set_index(["explainer", "contrast", "quantity"])
+    effects = np.nan_to_num(tables._fall(cell["original"][:, None], cell["ways"][:, :, 1]))
+    images, parts = np.nonzero(cell["marks"])
+    groups = (cell["families"][images] * 10 + parts).tolist()
+    area = torch.from_numpy(cell["area"][images, parts])
+    for c, contrast in enumerate(cell["contrasts"]):
+        by_target = []
+        for t, sign in ((0, 1), (1, -1)):
+            e = torch.from_numpy(sign * effects[images, parts])
+            masses, totals, best = (
+                torch.from_numpy(np.ascontiguousarray(values))
+                for values in (
+                    cell["mass"][images, parts, 0, c, t],
+                    cell["total"][images, 0, c, t],
+                    cell["perfect"][images, parts, 0, ::sign],
+                )
+            )
+            most = interventions.share(best, totals, e, area)
+            by_target.append(interventions.agreement(masses, totals, e, area, groups, most))
+        for quantity, values in zip(interventions.Agreement._fields, zip(*by_target)):
+            assert table.loc[("gradcam", contrast, quantity), "value"] == pytest.approx(mean(values))
+    assert table.loc[("gradcam", "perfect", "found"), "value"] == pytest.approx(1)
+    assert ("gradient", "weighted", "sign") not in table.index
+    assert set(table["n_images"]) == {40}
+    assert set(table["n_pairs"]) == {80, 54}
+    for quantity in ("rank", "share", "found"):
+        row, reference = (table.loc[("gradcam", contrast, quantity)] for contrast in ("weighted", "original"))
+        assert row["margin"] == pytest.approx(row["value"] - reference["value"])
+        assert row["margin_low"] <= row["margin"] <= row["margin_high"]
+        assert row["margin_low"] > 0
+
+
+def test_a_sensitivitys_mass_and_effect_have_no_sign():
+    cell = intervention_cell()
+    of = tables.agreeing(cell)
+    swapped = tables.agreeing(cell | {"mass": cell["mass"][..., ::-1]})
+    np.testing.assert_allclose(of.share[:, 1], swapped.share[:, 1])
+    images, parts = np.nonzero(cell["marks"])
+    np.testing.assert_allclose(of.share[:, 1, :3], cell["mass"][images, parts, 1].sum(-1) / 2)
+
+
+def test_repainting_table_holds_what_each_way_does(rng):
+    cell = intervention_cell()
+    table = tables.repainting({"mine": cell}, rng).set_index(["repainted", "dose", "quantity"])
+    telling = np.isfinite(cell["ways"][:, :, 1, 0])
+    shown = np.where(cell["labels"] == 4, 1, -1)
+
+    def by_hand(before, after, chosen):
+        rows = [(i, p) for i, p in zip(*np.nonzero(chosen))]
+        falls = [shown[i] * float((b := before(i, p))[0] - b[1] - (a := after(i, p))[0] + a[1]) for i, p in rows]
+        return mean(falls), mean(float(fall > 0) for fall in falls)
+
+    first = lambda i, p: cell["original"][i]  # noqa: E731
+    for name, before, way, chosen in (
+        ("as_sibling", first, 1, telling),
+        ("random", first, 0, telling),
+        ("shared", first, 0, ~telling),
+        ("reverse", lambda i, p: cell["ways"][i, p, 3], 2, telling),
+    ):
+        found = [table.loc[(name, 1.0, quantity), "value"] for quantity in ("effect", "positive")]
+        assert found == pytest.approx(by_hand(before, lambda i, p, way=way: cell["ways"][i, p, way], chosen))
+    half = table.loc[("as_sibling", 0.5, "effect"), "value"]
+    assert half == pytest.approx(table.loc[("as_sibling", 1.0, "effect"), "value"] / 2)
+    right = [(i, p) for i, p in zip(*np.nonzero(telling)) if cell["labels"][i] == 4]
+    flips = mean(float(cell["ways"][i, p, 1, 0] < cell["ways"][i, p, 1, 1]) for i, p in right)
+    assert table.loc[("as_sibling", 1.0, "flips"), "value"] == pytest.approx(flips)
+    assert table.loc[("as_sibling", 1.0, "flips"), "n_pairs"] == len(right)
+    assert ("reverse", 1.0, "flips") not in table.index
 
 
 def test_localisation_by_p_2_puts_every_image_into_one_bin(rng):
@@ -487,6 +606,7 @@ def everything():
         ),
         *masked({"mine": masking_cell(shift=0.05, rules=ALL_RULES)}),
         *statements.of_localisation({"mine": localisation_cell(contrasts=(*PRINTED, "normalised"), n_below=30)}),
+        *statements.of_interventions({"mine": intervention_cell(shift=0.02)}),
         *statements.of_relations({"mine": relations_cell()}),
         *statements.of_transformers({"vit": transformer}, {"mine": masking_cell(shift=0.05)}),
         *statements.of_gradients(norms_table(), "mine", {"mine": saturation_cell([0.2, 0.6, 0.9])}),
@@ -986,6 +1106,36 @@ def test_claim_2_needs_both_grounds():
         assert claims.headlines(judged(*margins))["claim_2"]["holds"] is (shifts == (0.05, 0.05))
 
 
+def test_margins_of_interventions_are_means_by_hand():
+    cell = intervention_cell(shift=0.02)
+    share, rank = statements.of_interventions({"mine": cell})
+    assert {margin.statement for margin in (share, rank)} == {"4.2_expected"}
+    assert [share.name, rank.name] == [f"repainting_{name}_weighted_minus_original" for name in ("share", "rank")]
+    effects = tables._fall(cell["original"][:, None], cell["ways"][:, :, 1])
+    by_hand = mean(
+        float(masses[2, t, s].sum() - masses[0, t, s].sum()) / (2 if e else 1)
+        for i, p in zip(*np.nonzero(np.isfinite(effects)))
+        for e, t in itertools.product(range(2), range(2))
+        for masses in [cell["mass"][i, p, e]]
+        for s in [[0, 1] if e else [int((effects[i, p] < 0) ^ t)]]
+    )
+    assert value(share) == pytest.approx(by_hand)
+    table = tables.intervention({"mine": cell}, np.random.default_rng(0))
+    ranks = table[(table["quantity"] == "rank") & (table["contrast"] == "weighted")]
+    rows = judged(share, rank).set_index("margin")
+    assert rows.loc[rank.name, "mean"] == pytest.approx(ranks["margin"].mean())
+    assert rows["n_images"].tolist() == [40, 40]
+    assert set(rows["verdict"]) == {"holds"}
+    assert len(rank.images) == 80 and len(set(rank.images)) == 40  # a bird's parts are drawn together
+
+
+@pytest.mark.parametrize("absent", ["original", "weighted"])
+def test_interventions_without_a_contrast_say_so(absent):
+    cell = intervention_cell(contrasts=tuple({"original", "max", "weighted"} - {absent}))
+    with pytest.raises(ValueError, match=f"mine was repainted without the contrast '{absent}'"):
+        list(statements.of_interventions({"mine": cell}))
+
+
 @pytest.mark.parametrize("absent", ["original", "weighted"])
 def test_localisation_without_a_contrast_says_so(absent):
     cell = localisation_cell()
@@ -1083,12 +1233,12 @@ def test_the_rank_correlation_is_spearmans_with_ties_and_zero_of_a_constant():
         (rng.integers(0, 4, 40), rng.integers(0, 3, 40)),
         (np.arange(9), -(np.arange(9.0) ** 3)),
     ]:
-        moments = statements._moments(np.stack([statements._ranks(x), statements._ranks(y)], 1))
-        assert statements._from_moments(moments.mean(0)[None])[0] == pytest.approx(spearmanr(x, y).statistic)
+        moments = statistics.moments(statements._ranks(x), statements._ranks(y))
+        assert statistics.from_moments(moments.mean(0)[None])[0] == pytest.approx(spearmanr(x, y).statistic)
     several = np.stack([moments.mean(0), moments[:5].mean(0)])
-    assert statements._from_moments(several) == pytest.approx([-1, -1])
-    constant = statements._moments(np.stack([np.full(8, 0.5), np.arange(8)], 1))
-    assert statements._from_moments(constant.mean(0)[None]) == [0]
+    assert statistics.from_moments(several) == pytest.approx([-1, -1])
+    constant = statistics.moments(np.full(8, 0.5), np.arange(8))
+    assert statistics.from_moments(constant.mean(0)[None]) == [0]
 
 
 def dominating(cell):
@@ -1472,7 +1622,11 @@ def test_networks_together_speak_for_a_margin_that_they_share():
 def test_without_networks_there_are_no_rows():
     empty = norms_table(0)
     margins = [*perturbed({}), *masked({}), *statements.of_localisation({}), *statements.of_relations({})]
-    margins += [*statements.of_transformers({}, {}), *statements.of_gradients(empty, "none", {})]
+    margins += [
+        *statements.of_interventions({}),
+        *statements.of_transformers({}, {}),
+        *statements.of_gradients(empty, "none", {}),
+    ]
     assert margins == []
     ledger = judged(*margins)
     assert ledger.empty

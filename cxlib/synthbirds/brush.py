@@ -5,7 +5,7 @@ rectangle in a ribbon's own coordinates and follows every pose. Regions are draw
 picture; colours, part masks and soft edges all come from that one drawing, so they cannot disagree.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -99,11 +99,15 @@ class Ribbon:
 
 @dataclass
 class Layer:
-    """Numbered regions on a supersampled canvas; a point p is drawn at p * zoom + origin."""
+    """Numbered regions on a supersampled canvas; a point p is drawn at p * zoom + origin.
+
+    A region has one colour, or one for each of N colourings: (3,) or (N, 3).
+    """
 
     size: int
     zoom: np.ndarray = field(default_factory=lambda: np.ones(2))
     origin: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    colourings: int = 1
 
     def __post_init__(self) -> None:
         """Start with an empty canvas, whose region 0 is nothing at all."""
@@ -133,12 +137,15 @@ class Layer:
         self.draw.line(self.pixels(points), fill=self._region(colour, part), width=pixels, joint="curve")
 
     def resolve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Premultiplied colour (H, W, 3), coverage (H, W) in [0, 1], and part numbers (H, W)."""
+        """Premultiplied colour (N, H, W, 3), coverage (H, W) in [0, 1], and part numbers (H, W)."""
         covered = self.canvas.point([0] + [255] * 255).reduce(SUPERSAMPLING)
         regions = np.asarray(self.canvas.resize((self.size, self.size), Image.Resampling.NEAREST))
+        palettes = np.stack([np.broadcast_to(colour, (self.colourings, 3)) for colour in self.colours], 1)
+        colour = np.empty((self.colourings, self.size, self.size, 3), dtype=np.float32)
         painted = self.canvas.copy()
-        painted.putpalette(np.clip(np.array(self.colours), 0, 255).astype(np.uint8).tobytes())
-        colour = np.asarray(painted.convert("RGB").reduce(SUPERSAMPLING)).astype(np.float32)
+        for k, palette in enumerate(np.clip(palettes, 0, 255).astype(np.uint8)):
+            painted.putpalette(palette.tobytes())
+            colour[k] = np.asarray(painted.convert("RGB").reduce(SUPERSAMPLING))
         return colour, np.asarray(covered).astype(np.float32) / 255, np.array(self.parts, dtype=np.uint8)[regions]
 
 
@@ -470,7 +477,7 @@ def _draw_perch(scene: np.ndarray, kind: str, ground: float, foot: float, rng: n
     )
     for low, high, factor in shades:
         layer.fill(ribbon.patch((0, 1), (low, high)), colour * factor)
-    perch, cover, _ = layer.resolve()
+    (perch,), cover, _ = layer.resolve()
     if kind == "branch":
         grain = 0.11 * noise(rng, size, size // 6, size // 2)
     else:
@@ -502,7 +509,7 @@ def _draw_occluders(size: int, clutter: float, rng: np.random.Generator) -> tupl
                 np.array([(base[0], 1.1 * size), (base[0] + lean * 0.3, 0.5 * size), (base[0] + lean, -0.1 * size)]), 16
             )
             layer.stroke(blade, rng.uniform(0.012, 0.03) * size, colour)
-    colour, cover, _ = layer.resolve()
+    (colour,), cover, _ = layer.resolve()
     radius = rng.uniform(0.3, 1.0) * size / 160
     soft = Image.fromarray(colour.astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
     return np.asarray(soft, dtype=np.float32), blurred(cover, radius)
@@ -521,6 +528,16 @@ def paint(plan: BodyPlan, colours: Mapping[str, RGB], rng: np.random.Generator, 
         size: side of the square picture in pixels.
         clutter: in [0, 1], how often and how densely leaves, reeds and twigs stand before the bird.
     """
+    return paint_alike(plan, [colours], rng, size, clutter)[0]
+
+
+def paint_alike(
+    plan: BodyPlan, colourings: Sequence[Mapping[str, RGB]], rng: np.random.Generator, size: int, clutter: float
+) -> list[Painting]:
+    """Paint one bird in several colourings, all in one pose, light and scene, as `paint` paints each of them.
+
+    What does not depend on the colours is drawn once: a further colouring takes a seventh of the first one's time.
+    """
     pose = Pose.draw(rng)
     bird = Bird.stand(plan, pose)
     low, high = bird.bounds()
@@ -528,40 +545,46 @@ def paint(plan: BodyPlan, colours: Mapping[str, RGB], rng: np.random.Generator, 
     mirror = np.array([-1.0 if pose.faces_left else 1.0, 1.0])
     free = np.maximum(size * 0.96 - unit * (high - low), 0) / 2
     origin = size / 2 + pose.place * free - unit * (low + high) / 2 * mirror
-    plumage_layer, detail_layer = (Layer(size, unit * mirror, origin) for _ in range(2))
+    plumage_layer, detail_layer = (Layer(size, unit * mirror, origin, len(colourings)) for _ in range(2))
+    colours = {part: np.array([colouring[part] for colouring in colourings], float) for part in colourings[0]}
     _draw_plumage(plumage_layer, bird, colours)
     _draw_details(detail_layer, bird, colours)
 
-    plumage, plumage_cover, plumage_parts = plumage_layer.resolve()
+    plumages, plumage_cover, plumage_parts = plumage_layer.resolve()
     details, detail_cover, detail_parts = detail_layer.resolve()
-    # Blurring colour and coverage alike lets neighbouring plumage run together without drawing in the background.
-    soften = ImageFilter.BoxBlur(0.016 * unit)
-    soft = np.asarray(Image.fromarray(plumage.astype(np.uint8)).filter(soften), dtype=np.float32)
-    soft_cover = np.asarray(Image.fromarray((plumage_cover * 255).astype(np.uint8)).filter(soften), dtype=np.float32)
-    plumage = soft * (255 / np.maximum(soft_cover, 5))[..., None]
     cover = plumage_cover * (1 - detail_cover) + detail_cover
-    colour = plumage * (plumage_cover * (1 - detail_cover))[..., None] + details
-
     tone = _draw_feathers(plumage_layer, bird, rng) * _lit(plumage_cover, detail_cover, rng.uniform(-1, 1), unit)
-    colour = np.clip(colour * tone[..., None], 0, 255)
 
     name = list(BACKDROPS)[rng.integers(len(BACKDROPS))]
     feet = bird.hip * unit * mirror + origin
     ground = bird.ground * unit + origin[1]
     scene = _draw_perch(_backdrop(name, size, rng), BACKDROPS[name][2], ground, feet[0], rng)
-    picture = scene * (1 - cover[..., None]) + colour
+    scene = scene * (1 - cover[..., None])
     visible = cover > 0.5
-    if rng.random() < 0.15 + 0.55 * clutter:
+    occluded = rng.random() < 0.15 + 0.55 * clutter
+    if occluded:
         hiding, hidden = _draw_occluders(size, clutter, rng)
-        picture = picture * (1 - hidden[..., None]) + hiding
         visible &= hidden < 0.5
 
     cast = (rng.normal(1, 0.035, 3) * rng.uniform(0.8, 1.18)).astype(np.float32)
     axis = np.linspace(-1, 1, size, dtype=np.float32) ** 2
     vignette = 1 - rng.uniform(0, 0.2) * (axis[:, None] + axis) / 2
     grain = rng.uniform(1, 6) * rng.standard_normal((size, size, 1), dtype=np.float32)
-    picture = picture * (cast * vignette[..., None]) + grain
-    image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-    image = image.filter(ImageFilter.BoxBlur(rng.uniform(0, 1.0) * size / 160))
-    parts = np.where(detail_cover > 0.5, detail_parts, plumage_parts) * visible
-    return Painting(image, visible, parts.astype(np.uint8))
+    focus = ImageFilter.BoxBlur(rng.uniform(0, 1.0) * size / 160)
+    parts = (np.where(detail_cover > 0.5, detail_parts, plumage_parts) * visible).astype(np.uint8)
+
+    # Blurring colour and coverage alike lets neighbouring plumage run together without drawing in the background.
+    soften = ImageFilter.BoxBlur(0.016 * unit)
+    soft_cover = np.asarray(Image.fromarray((plumage_cover * 255).astype(np.uint8)).filter(soften), dtype=np.float32)
+    paintings = []
+    for plumage, detail in zip(plumages, details):
+        soft = np.asarray(Image.fromarray(plumage.astype(np.uint8)).filter(soften), dtype=np.float32)
+        plumage = soft * (255 / np.maximum(soft_cover, 5))[..., None]
+        colour = plumage * (plumage_cover * (1 - detail_cover))[..., None] + detail
+        picture = scene + np.clip(colour * tone[..., None], 0, 255)
+        if occluded:
+            picture = picture * (1 - hidden[..., None]) + hiding
+        picture = picture * (cast * vignette[..., None]) + grain
+        image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).filter(focus)
+        paintings.append(Painting(image, visible, parts))
+    return paintings

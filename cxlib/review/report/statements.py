@@ -11,7 +11,7 @@ import pandas as pd
 
 from cxlib.review.report import tables
 from cxlib.review.report.claims import ALL, DIFFERENCE, EQUIVALENCE, FEWEST, IDENTITY, NOT_SAID, Margin
-from cxlib.review.report.statistics import correlation
+from cxlib.review.report.statistics import correlation, from_moments, moments
 from cxlib.review.report.tables import BETTER, Arrays, evidence
 
 #: Bounds of the equivalences: of a change of p_t, of a relative probability, and of Moran's I beyond chance.
@@ -277,6 +277,36 @@ def of_localisation(cells: Mapping[str, Arrays]) -> Iterator[Margin]:
                          images=_pictures(cell, ~above))  # fmt: skip
 
 
+def of_interventions(cells: Mapping[str, Arrays]) -> Iterator[Margin]:
+    """Claim 2 by a measure without p: maps held against what repainting does; means over explainers and targets.
+
+    Args:
+        cells: for each network the arrays of the intervention stage.
+
+    Raises:
+        ValueError: a contrast is missing.
+    """
+    for network, cell in cells.items():
+        contrasts = list(map(str, cell["contrasts"]))
+        if missing := {"original", "weighted"} - set(contrasts):
+            raise ValueError(f"{network} was repainted without the contrast {min(missing)!r}, which 4.2_expected needs")
+        of, pictures = tables.agreeing(cell), _pictures(cell)
+        compared = [contrasts.index("weighted"), contrasts.index("original")]
+
+        def ahead(means: np.ndarray) -> np.ndarray:
+            first, second = np.moveaxis(from_moments(means), 2, 0)
+            return (first - second).mean((1, 2))
+
+        share = of.share[of.telling][:, :, compared].mean((1, 3))
+        for name, values, statistic, birds in (
+            ("share", share[:, 0] - share[:, 1], None, of.images[of.telling]),
+            ("rank", of.ranks[:, :, compared], ahead, of.images),
+        ):
+            margin = Margin("4.2_expected", network, f"repainting_{name}_weighted_minus_original", values[None],
+                            images=[pictures[bird] for bird in birds])  # fmt: skip
+            yield margin._replace(statistic=statistic) if statistic else margin
+
+
 # --- sections 3.2, 3.3, 4.3: what maps say of each other ----------------------------------------------------------
 
 
@@ -314,13 +344,13 @@ def _of_maps(network: str, cell: Arrays) -> Iterator[Margin]:
             "3.2_negative_area", network, "negative_share_minus_half", cell["negative"][None, :, g, original] - 0.5
         )
         yield Margin("3.3_inverse", network, "minus_correlation_of_t1_and_t2", -between["max"][None], IDENTITY)
-        detail = np.stack([_ranks(1 - alike["max and weighted"]), _ranks(rivals)], 1)
-        yield Margin("3.3_detail", network, "rank_correlation_of_distance_and_rivals", _moments(detail)[None],
-                     statistic=_from_moments)  # fmt: skip
+        detail = moments(_ranks(1 - alike["max and weighted"]), _ranks(rivals))
+        yield Margin("3.3_detail", network, "rank_correlation_of_distance_and_rivals", detail[None],
+                     statistic=from_moments)  # fmt: skip
         for name, cause in (("p_2_falls", -p[:, 1]), ("rivals_grow", rivals)):
-            ranks = np.stack([_ranks(alike["weighted and original"]), _ranks(cause)], 1)
-            yield Margin("4.3_dominating", network, f"maps_more_alike_as_{name}", _moments(ranks)[None],
-                         statistic=_from_moments,
+            ranks = moments(_ranks(alike["weighted and original"]), _ranks(cause))
+            yield Margin("4.3_dominating", network, f"maps_more_alike_as_{name}", ranks[None],
+                         statistic=from_moments,
                          note="" if name == "p_2_falls" else f"{NOT_SAID}: what alpha is made of")  # fmt: skip
         yield Margin("eq_4", network, "correlation_of_maps_from_p_t_and_weighted",
                      alike["probability and weighted"][None], IDENTITY)  # fmt: skip
@@ -336,18 +366,6 @@ def _of_maps(network: str, cell: Arrays) -> Iterator[Margin]:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     return pd.Series(values).rank().to_numpy() / len(values)
-
-
-def _moments(pairs: np.ndarray) -> np.ndarray:
-    """Of (B, 2): the two, their squares and their product, (B, 5), whose means give their correlation."""
-    x, y = pairs.T
-    return np.stack([x, y, x * x, y * y, x * y], 1)
-
-
-def _from_moments(means: np.ndarray) -> np.ndarray:
-    x, y, xx, yy, xy = np.moveaxis(means, -1, 0)
-    scale = np.sqrt(np.maximum((xx - x * x) * (yy - y * y), 0))
-    return np.divide(xy - x * y, scale, out=np.zeros_like(scale), where=scale > 0)
 
 
 # --- sections 3.4, 3.5: Vision Transformers; 4.3: gradients -------------------------------------------------------

@@ -271,6 +271,18 @@ def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.divide((x * y).sum(-1), scale, out=np.zeros_like(scale), where=scale > 0)
 
 
+def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of two (...) values both, their squares and their product, (..., 5), whose means give the correlation."""
+    return np.stack([x, y, x * x, y * y, x * y], -1)
+
+
+def from_moments(means: np.ndarray) -> np.ndarray:
+    """Pearson's correlation (...) from means (..., 5) of `moments`; zero where either is constant."""
+    x, y, xx, yy, xy = np.moveaxis(means, -1, 0)
+    scale = np.sqrt(np.maximum((xx - x * x) * (yy - y * y), 0))
+    return np.divide(xy - x * y, scale, out=np.zeros_like(scale), where=scale > 0)
+
+
 def sign_flip_test(differences: np.ndarray, rng: np.random.Generator, n_flips: int = 9999) -> np.ndarray:
     """Two-sided p-values of paired differences (B, ...) with mean zero, from flipping the signs of images B.
 

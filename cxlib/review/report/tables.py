@@ -1,12 +1,14 @@
 """From values of single images to the review's tables: long data frames, one row a number."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from cxlib.review.report.statistics import bootstrap_mean, correlation, sign_flip_test
+from cxlib.review.report.statistics import bootstrap_mean, correlation, crossed, from_moments, moments, sign_flip_test
 
 #: What a stage saved of one network: named arrays.
 Arrays = Mapping[str, np.ndarray]
@@ -316,6 +318,163 @@ def localisation_by_p_2(cells: Mapping[str, Arrays], rng: np.random.Generator) -
                 rows.append((network, name, explainer, contrast, quantity, *numbers, int(inside.sum())))
     columns = ["network", "p_2", "explainer", "contrast", "quantity", "value", "low", "high", "n_images"]
     return pd.DataFrame(rows, columns=columns)
+
+
+class Agreeing(NamedTuple):
+    """A repainted network's pairs of a bird and a mark of its family, n of them, each held against its effect.
+
+    The third axis has the contrasts, and last the perfect map; maps of t2 are turned around, so that all are of t1.
+
+    Attributes:
+        images: (n,), the bird's place in the cell.
+        telling: (n,) bool, whether the mark tells the bird's two classes apart; else its effect is zero.
+        ranks: (n, explainers, contrasts + 1, targets, 5), moments of mass and effect, by rank within the part.
+        sign: (n, explainers, contrasts + 1, targets), whether the mass in the region has the effect's sign.
+        share: likewise, the share of the mass of the effect's sign that lies in the region.
+        area: (n,), the region's share of the image.
+    """
+
+    images: np.ndarray
+    telling: np.ndarray
+    ranks: np.ndarray
+    sign: np.ndarray
+    share: np.ndarray
+    area: np.ndarray
+
+
+def agreeing(cell: Arrays) -> Agreeing:
+    """What the arrays of an intervention stage say of every bird and mark; see `cxlib.metrics.interventions`."""
+    images, parts = np.nonzero(cell["marks"] & (cell["area"] > 0))
+    effects = np.nan_to_num(_fall(cell["original"][:, None], _ways(cell)["as_sibling"]))[images, parts]
+    area = cell["area"][images, parts]
+    mass, total = (
+        np.concatenate([maps, np.stack([best, best[..., ::-1]], -2)[..., None, :, :]], -3)
+        for maps, best in (
+            (cell["mass"][images, parts], cell["perfect"][images, parts]),
+            (cell["total"][images], cell["perfect_total"][images]),
+        )
+    )  # (n, explainers, contrasts + 1, targets, signs)
+    for values in (mass, total):
+        values[..., 1, :] = values[..., 1, ::-1]
+        unsigned = values[:, cell["sensitivity"]]
+        values[:, cell["sensitivity"]] = np.stack([unsigned.sum(-1), 0 * unsigned.sum(-1)], -1)
+    wanted = np.where(cell["sensitivity"], np.abs(effects)[:, None], effects[:, None])[:, :, None, None]
+    inside = mass[..., 0] - mass[..., 1]
+    sign = (wanted < 0).astype(int)[..., None]
+    own, whole = (np.take_along_axis(values, sign, -1)[..., 0] for values in (mass, total))
+    silent = np.broadcast_to(area[:, None, None, None], own.shape)
+    share = np.divide(own, whole, out=silent.copy(), where=whole > 0)
+    groups = cell["families"][images] * len(cell["parts"]) + parts
+    ranks = [_ranks_within(values, groups) for values in (inside, np.broadcast_to(wanted, inside.shape))]
+    return Agreeing(images, effects != 0, moments(*ranks), np.sign(inside) == np.sign(wanted), share, area)
+
+
+def intervention(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """Agreement of maps with what repainting does, with 95 % intervals over birds.
+
+    One row for each (network, explainer, contrast, quantity), mean over the maps of t1 and t2. Quantities are `rank`
+    (over all birds and marks, effects of zero included), `sign`, `share` and `found` (over the marks that tell the
+    bird's two classes apart; a sensitivity has no `sign`); the contrast `perfect` is what a map of the explainer's
+    resolution can reach. `margin` is what a contrast adds to `original`, on the same birds.
+    """
+    rows = []
+    for network, cell in cells.items():
+        of, contrasts = agreeing(cell), [*map(str, cell["contrasts"]), "perfect"]
+        beyond = of.share - of.area[:, None, None, None]
+        best = np.broadcast_to(beyond[:, :, -1:], beyond.shape)
+        everywhere = np.full(len(of.images), True)
+        for quantity, values, statistic, chosen in (
+            ("rank", of.ranks, from_moments, everywhere),
+            ("sign", of.sign, _itself, of.telling),
+            ("share", of.share, _itself, of.telling),
+            ("found", np.stack([beyond, best], -1), _ratio, of.telling),
+        ):
+            both = partial(_beside, statistic=statistic, reference=contrasts.index("original"))
+            birds = of.images[chosen].tolist()
+            estimate = crossed(values[chosen][None], both, rng, birds, 2000)
+            for e, c in np.ndindex(estimate.mean.shape[:2]):
+                if quantity == "sign" and cell["sensitivity"][e]:
+                    continue
+                value, margin = ([bound[e, c, k] for bound in estimate[:3]] for k in range(2))
+                margin = [np.nan] * 3 if contrasts[c] in ("original", "perfect") else margin
+                same = (network, cell["explainers"][e], contrasts[c], quantity)
+                rows.append((*same, *value, *margin, len(set(birds)), len(birds)))
+    columns = ["network", "explainer", "contrast", "quantity", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=[*columns, "margin", "margin_low", "margin_high", "n_images", "n_pairs"])
+
+
+def _itself(means: np.ndarray) -> np.ndarray:
+    return means
+
+
+def _ratio(means: np.ndarray) -> np.ndarray:
+    """The first over the second of the last axis; zero where that is not positive."""
+    gained, best = means[..., 0], means[..., 1]
+    return np.divide(gained, best, out=np.zeros_like(gained), where=best > 0)
+
+
+def _beside(means: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], reference: int) -> np.ndarray:
+    """A statistic (R, explainers, contrasts, targets), mean over targets, beside what it is above the reference's."""
+    mean = statistic(means).mean(-1)
+    return np.stack([mean, mean - mean[:, :, [reference]]], -1)
+
+
+def repainting(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
+    """What repainting one part does to the network, with 95 % intervals over birds.
+
+    One row for each (network, repainted, dose, quantity). Repainted is a part that tells the bird's two classes apart,
+    as the sibling has it (`as_sibling`, blended by the dose), in the sibling's picture as the bird has it (`reverse`),
+    or in a colour of neither (`random`); or a part that they share, in another colour (`shared`). Quantities are the
+    `effect` (how far the logit of the bird's own class falls against the other's), how often it is `positive`, how
+    often a right decision `flips` to the other class, and how much probability `leaves` the two. Of the reverse nothing
+    is decided, so it has the first two only.
+    """
+    rows = []
+    for network, cell in cells.items():
+        ways, shown = _ways(cell), np.where(cell["leading"][:, 0] == cell["labels"], 1.0, -1.0)
+        original = np.broadcast_to(cell["original"][:, None], ways["random"].shape)
+        telling, visible = np.isfinite(ways["as_sibling"][..., 0]), cell["area"] > 0
+        tried = [
+            ("as_sibling", dose, telling, original, cell["dosed"][:, :, d]) for d, dose in enumerate(cell["doses"])
+        ]
+        tried += [
+            ("as_sibling", 1.0, telling, original, ways["as_sibling"]),
+            ("reverse", 1.0, telling, ways["back"], ways["sibling"]),
+            ("random", 1.0, telling, original, ways["random"]),
+            ("shared", 1.0, ~telling, original, ways["random"]),
+        ]
+        for name, dose, parts, before, after in tried:
+            birds, places = np.nonzero(parts & visible)
+            before, after = before[birds, places], after[birds, places]
+            effects = _fall(before, after) * shown[birds]
+            measured = {"effect": (effects, birds), "positive": (effects > 0, birds)}
+            if name != "reverse":
+                right = shown[birds] > 0
+                measured["flips"] = (_fall(after, 0 * after) < 0)[right], birds[right]
+                measured["leaves"] = (before - after)[:, 2:4].sum(1), birds
+            for quantity, (values, own) in measured.items():
+                if len(values):
+                    estimate = crossed(values[None].astype(float), _itself, rng, own.tolist(), 2000)
+                    rows.append((network, name, dose, quantity, *estimate[:3], len(set(own.tolist())), len(values)))
+    columns = ["network", "repainted", "dose", "quantity", "value", "low", "high", "n_images", "n_pairs"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _ways(cell: Arrays) -> dict[str, np.ndarray]:
+    """Outcomes (birds, parts, 5) by what was done to the part."""
+    return dict(zip(map(str, cell["repainted"]), np.moveaxis(cell["ways"], 2, 0)))
+
+
+def _fall(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """How far y_t1 - y_t2 falls between two outcomes (..., 5)."""
+    return (before[..., 0] - before[..., 1]) - (after[..., 0] - after[..., 1])
+
+
+def _ranks_within(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Ranks (n, ...) within each group, ties sharing one, minus their mean and over the group's size."""
+    flat = pd.DataFrame(values.reshape(len(values), -1)).groupby(groups)
+    size = flat.transform("size").to_numpy()[:, None]
+    return ((flat.rank().to_numpy() - (size + 1) / 2) / size).reshape(values.shape)
 
 
 def transformers(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.DataFrame:
