@@ -226,7 +226,7 @@ def byte_progress(what: str, total: int | None, done: int = 0) -> Any:
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure: a file or a folder.
 
-    What killed processes left there is removed first.
+    Whenever the process is killed, there is the old one, the new one or none. What killed ones left is removed first.
 
     Raises:
         OSError: nothing can be written there, as on a full disk; it names the path.
@@ -234,12 +234,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary, aside = (path.with_name(f".{path.stem}.{os.getpid()}{s}.partial{path.suffix}") for s in ("", ".old"))
     try:
         yield temporary
-        if temporary.is_dir() and path.exists():
-            shutil.rmtree(path)
+        if temporary.is_dir() and path.is_dir() and not path.is_symlink():
+            path.replace(aside)  # to remove a folder takes time
         temporary.replace(path)
+        _remove(aside)
     except OSError as error:
         full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         if full or error.filename == str(temporary):
