@@ -1,4 +1,4 @@
-"""Command lines that are killed: `python tests/kills.py COMMANDS.json SEEN.json KILLS` runs each of them many times.
+"""Command lines that are killed: `python tests/kills.py COMMANDS.json SEEN.json` runs each of them many times.
 
 Third parties are imported once, before the processes fork, so that a kill costs no more than what it interrupts.
 """
@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 
 # What takes long to import.
+import dvc.cli
 import dvclive  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import pandas  # noqa: F401
 import scipy.stats  # noqa: F401
 import timm  # noqa: F401
-import torch  # noqa: F401
+import torch
 import torchvision  # noqa: F401
 from tqdm import tqdm
 
@@ -29,16 +30,22 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
 def start(cmd):
-    """The process id of a command line at work."""
+    """The process id of a command line at work, in a group of its own: `python SCRIPT …`, or `dvc …`."""
     if pid := os.fork():
+        os.setpgid(pid, pid)
         return pid
+    os.setpgid(0, 0)
     # tqdm's own lock is shared among forks, and one that is killed while it holds it would stop all the others.
     tqdm.set_lock(threading.RLock())
-    _, script, *words = shlex.split(cmd)
-    sys.argv, sys.path[0] = [script, *words], str(Path(script).absolute().parent)
+    program, *words = shlex.split(cmd)
     status = 1
     try:
-        runpy.run_path(script, run_name="__main__")
+        if program == "dvc":
+            status = dvc.cli.main(words)
+        else:
+            sys.argv, sys.path[0] = words, str(Path(words[0]).absolute().parent)
+            runpy.run_path(words[0], run_name="__main__")
+            status = 0
     except SystemExit as end:
         status = end.code or 0
     finally:
@@ -64,11 +71,12 @@ def unfinished():
 
 
 def torn(outs, whole):
-    """Files of a command that was killed which are no files of the whole result; curves grow while a network learns."""
-    found = contents(out for out in outs if not out.startswith("dvclive"))
+    """Files of a command that was killed which are no files of the whole result; but logs grow while it works."""
+    outs = [out for out in outs if not out.startswith(("dvclive", "dvc.lock"))]
+    found = contents(outs)
     # A folder is there with all its files, or not at all.
-    missing = [name for name in whole if any(name.startswith(f"{out}/") and Path(out).exists() for out in outs)]
-    return [name for name in (*found, *missing) if not name.startswith("dvclive") and found.get(name) != whole.get(name)]
+    asked = [name for name in whole if any(name.startswith(f"{out}/") and Path(out).exists() for out in outs)]
+    return [name for name in {*found, *asked} if found.get(name) != whole.get(name)]
 
 
 def remove(places):
@@ -77,38 +85,54 @@ def remove(places):
         shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
 
 
-def killed(cmd, outs, kills, draw):
+def killed(cmd, outs, made, kills, draw):
     """Run a command to its end, then kill it that many times, then run it to its end: what was seen of it.
 
-    DVC removes the outputs of what it runs, by hand they stay: here by turns.
+    DVC removes the outputs of what it runs, by hand they stay: here `made` is removed by turns. So is what is killed:
+    the process alone, as by its number, or with what it started, as by a terminal that is closed.
     """
     begun = time.monotonic()
     status = end(start(cmd))
     took, whole = time.monotonic() - begun, contents(outs)
     seen = {"status": status, "took": took, "files": len(whole), "ends": [], "kept": [], "torn": []}
+    groups = []
     for number in range(kills):
         if number % 2:
-            remove(outs)
-        pid = start(cmd)
-        # Later than the first third, in which modules are loaded, two times of three.
-        time.sleep(took * draw.uniform(0 if number % 3 == 2 else 0.3, 1))
-        os.kill(pid, SIGNALS[number % 2])
-        seen["ends"].append(end(pid))
+            remove(made)
+        groups.append(start(cmd))
+        time.sleep(took * draw.uniform(0.1, 0.9))
+        (os.kill if number // 2 % 2 else os.killpg)(groups[-1], SIGNALS[number % 2])
+        seen["ends"].append(end(groups[-1]))
         seen["kept"].append(len(unfinished()))
         seen["torn"] += torn(outs, whole)
-    remove(outs)
-    seen |= {"again": end(start(cmd)), "same": contents(outs) == whole, "left": unfinished()}
-    return seen
+    while any(map(is_running, groups)):
+        time.sleep(0.1)
+    remove(made)
+    return seen | {"again": end(start(cmd)), "same": contents(outs) == whole, "left": unfinished()}
 
 
-def main(commands, out, kills):
-    """Run named command lines, `{name: [command line, outputs]}`, one after the other; write what was seen of each."""
+def is_running(group):
+    """Whether a process of a group outlived the one that started it."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def main(commands, out):
+    """Run command lines one after the other, and write what was seen of each.
+
+    By their name they are given with the folder to work in, their outputs, what is removed before a new run, and how
+    often they are killed.
+    """
     torch.set_num_threads(1)
     seen = {}
-    for name, (cmd, outs) in json.loads(Path(commands).read_text()).items():
-        seen[name] = killed(cmd, outs, kills, random.Random(name))
+    for name, (folder, cmd, outs, made, kills) in json.loads(Path(commands).read_text()).items():
+        os.chdir(folder)
+        seen[name] = killed(cmd, outs, made, kills, random.Random(name))
     Path(out).write_text(json.dumps(seen, indent=1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(*sys.argv[1:])
