@@ -142,17 +142,24 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).splitlines())
 
 
+def is_full_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is too small: a GPU's has a class of its own, a CPU's only words."""
+    import torch
+
+    refused = isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
+    return refused or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
 @contextmanager
 def told_of_full_memory() -> Iterator[None]:
     """Inside, a device whose memory is too small is a ValueError of one line."""
     try:
         yield
-    except RuntimeError as error:
-        import torch
-
-        if not isinstance(error, torch.OutOfMemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not is_full_memory(error):
             raise
-        reason = str(error).partition("\n")[0].partition(". GPU")[0].removesuffix(".")
+        reason = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2].partition(". GPU")[0]
+        reason = reason.partition(". Error code")[0].removesuffix(".") or "no room for one more object"
         raise ValueError(f"the device's memory is too small ({reason}): take smaller images or the CPU") from error
 
 
@@ -334,7 +341,7 @@ def read_arrays(path: str | Path) -> Mapping[str, np.ndarray]:
     try:
         with np.load(path) as file:
             return _Arrays(path, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} is not an NPZ file, or is damaged: run the stage that writes it again") from error
 
 

@@ -24,6 +24,7 @@ import scipy.stats  # noqa: F401
 import timm  # noqa: F401
 import torch
 import torchvision  # noqa: F401
+import yaml
 from tqdm import tqdm
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
@@ -85,6 +86,20 @@ def remove(places):
         shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
 
 
+def mended():
+    """The files that docs/machine.md says to remove, where DVC was killed while it wrote them, are gone."""
+    halves = []
+    for path, loaded in ((Path(".dvc/tmp/rwlock"), json.loads), (Path("dvc.lock"), yaml.safe_load)):
+        try:
+            whole = not path.exists() or loaded(path.read_text())
+        except (ValueError, yaml.YAMLError):
+            whole = None
+        if not whole:
+            path.unlink()
+            halves.append(path.name)
+    return halves
+
+
 def killed(cmd, outs, made, kills, draw):
     """Run a command to its end, then kill it that many times, then run it to its end: what was seen of it.
 
@@ -94,7 +109,7 @@ def killed(cmd, outs, made, kills, draw):
     begun = time.monotonic()
     status = end(start(cmd))
     took, whole = time.monotonic() - begun, contents(outs)
-    seen = {"status": status, "took": took, "files": len(whole), "ends": [], "kept": [], "torn": []}
+    seen = {"status": status, "took": took, "files": len(whole), "ends": [], "kept": [], "torn": [], "halves": []}
     groups = []
     for number in range(kills):
         if number % 2:
@@ -105,6 +120,7 @@ def killed(cmd, outs, made, kills, draw):
         seen["ends"].append(end(groups[-1]))
         seen["kept"].append(len(unfinished()))
         seen["torn"] += torn(outs, whole)
+        seen["halves"] += mended()
     while any(map(is_running, groups)):
         time.sleep(0.1)
     remove(made)
