@@ -1,11 +1,13 @@
 """The machine is what its settings say, and the rest found out; files are whole or not there, and the same twice."""
 
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -294,6 +296,16 @@ def test_code_in_a_file_of_arrays_is_never_run(tmp_path, trap):
     with pytest.raises(ValueError, match=r"alexnet\.npz is not an NPZ file, or is damaged"):
         runtime.read_arrays(tmp_path / "alexnet.npz")
     assert not trap.has_sprung()
+
+
+def test_a_file_of_arrays_larger_than_any_memory_is_damaged(tmp_path):
+    header = io.BytesIO()
+    of = {"descr": "<f8", "fortran_order": False, "shape": (10**15,)}
+    np.lib.format.write_array_header_1_0(header, of)
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as file:
+        file.writestr("a.npy", header.getvalue())
+    with pytest.raises(ValueError, match=r"bomb\.npz is not an NPZ file, or is damaged"):
+        runtime.read_arrays(tmp_path / "bomb.npz")
 
 
 def test_a_file_with_any_bit_turned_around_is_damaged_or_what_it_was(tmp_path):
