@@ -91,10 +91,10 @@ def mended():
     halves = []
     for path, loaded in ((Path(".dvc/tmp/rwlock"), json.loads), (Path("dvc.lock"), yaml.safe_load)):
         try:
-            whole = not path.exists() or loaded(path.read_text())
+            whole = loaded(path.read_text()) if path.exists() else {}
         except (ValueError, yaml.YAMLError):
             whole = None
-        if not whole:
+        if whole is None:
             path.unlink()
             halves.append(path.name)
     return halves

@@ -77,9 +77,10 @@ def seen(tmp_path_factory):
         commands["dvc, real stages"] = (str(top / "real"), f"dvc repro {' '.join(TARGETS)}", outs, made, KILLS)
     commands["dvc, verified"] = (str(light), f"python {ROOT / 'stages' / 'verify.py'}", ["dvc.lock"], [], 0)
     (top / "commands.json").write_text(json.dumps(commands))
+    machine = os.environ | MACHINE | {"PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("kills.py"), top / "commands.json", top / "seen.json"],
-        cwd=top, env=os.environ | MACHINE | {"PYTHONPATH": "", "DVC_NO_ANALYTICS": "1"}, capture_output=True, text=True,
+        cwd=top, env=machine, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((top / "seen.json").read_text())
@@ -100,8 +101,8 @@ def test_a_kill_meets_work_and_what_it_leaves_is_gone_at_the_end(seen):
     """Both signals; and some kills while there was unfinished work to take up."""
     ends = Counter(end for one in seen.values() for end in one["ends"])
     assert ends[-9] > len(seen) / 3 < ends[-15], ends
-    # One DVC finds another at work that was started by the one before.
-    assert set(ends) <= {0, -9, -15, 255 if KILLS else 0}
+    # 255: DVC meets what the one before it had started, and that is still at work.
+    assert set(ends) <= {0, -9, -15, 255}
     stages = {name: one for name, one in seen.items() if not name.startswith("dvc")}
     assert sum(any(one["kept"]) for one in stages.values()) > len(stages) / 4
     assert {name: one["left"] for name, one in stages.items() if one["left"]} == {}

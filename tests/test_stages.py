@@ -524,7 +524,8 @@ def memory_for(most):
 def test_a_memory_for_half_of_a_batch_gives_the_bytes_of_half_the_batch_size(here, tmp_path, name):
     """No pass of any stage has more images than a batch, masked and stacked ones among them."""
     given = {group[0].removeprefix("--") for group in options(arguments(here.commands[name])[1]) if group}
-    fewer = {option: value for option, value in {"max_images": 4, "explainers": ["gradcam"]}.items() if option in given}
+    fewer = {"max_images": 4, "explainers": ["gradcam"], "baselines": ["zeros"]}
+    fewer = {option: value for option, value in fewer.items() if option in given}
     written = []
     for size, most in ((2, 2), (4, 2)):
         outs, _ = elsewhere(here, name, tmp_path / f"{size}")
