@@ -8,6 +8,7 @@ import fcntl
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -28,6 +29,17 @@ from cxlib.datasets.samples import Samples
 
 CUB_ARCHIVE, FOOD_ARCHIVE = "CUB_200_2011.tgz", "food-101.tar.gz"
 BLOCK = 1 << 20
+#: Members and unpacked bytes beyond which an archive is a bomb: about twice what the published one has.
+MOST = {
+    CUB_ARCHIVE: (25_000, 3_000_000_000),
+    FOOD_ARCHIVE: (210_000, 11_000_000_000),
+    imagenet.DEVKIT: (1_000, 100_000_000),
+    imagenet.VALIDATION: (101_000, 15_000_000_000),
+}
+#: Folders in folders, and bytes of a long name: no data set has as many.
+DEPTH, NAME = 16, 1 << 16
+#: Headers that say the name, or something else, of the next member.
+SAID = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 class InterruptedTransferError(Exception):
@@ -156,6 +168,7 @@ def _wnids(devkit: Path) -> list[str]:
     from scipy.io import loadmat
 
     with _opened(devkit) as tar:
+        _members(tar)
         try:
             meta, truth = (
                 tar.extractfile(f"ILSVRC2012_devkit_t12/data/{name}").read()  # type: ignore[union-attr]
@@ -328,23 +341,53 @@ def _md5(path: Path) -> str:
 def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
     """A tar archive, compressed or not; damage met inside is one error that names it."""
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, tarinfo=_Header) as tar:
             # Python 3.11 has it from 3.11.4 on; `_files` refuses what leads out anyway.
             tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
             yield tar
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         reason = str(error).partition(":\n")[0]  # tarfile goes on with a line for every kind of compression
         raise ValueError(f"{archive} is damaged ({reason}): remove it and get it again") from error
 
 
+class _Header(tarfile.TarInfo):
+    """A member, or what is said of the next one, which tarfile would read into memory however long it is."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(tar)
+        except (ValueError, RecursionError) as error:  # that makes no sense
+            raise tarfile.ReadError(str(error)) from error
+
+    @classmethod
+    def frombuf(cls, *arguments: Any) -> "_Header":
+        header = super().frombuf(*arguments)
+        if header.size < 0 or (header.type in SAID and header.size > NAME):
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
+def _members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    """The members of an archive, whose headers are read no further than those of the published one go."""
+    (most, most_bytes), size = MOST[Path(str(tar.name)).name], 0
+    for number, member in enumerate(tar, 1):
+        size += member.size
+        if number > most or size > most_bytes:
+            raise tarfile.ReadError(f"more than {most:,} members or {most_bytes / 1e9:g} GB")
+    return tar.getmembers()
+
+
 def _files(tar: tarfile.TarFile, folder: Path) -> list[tarfile.TarInfo]:
     """The files of an archive, checked: it holds only them and folders, none leads out, `folder` has room for all."""
-    members = tar.getmembers()
+    members = _members(tar)
     for member in members:
         path = PurePosixPath(member.name)
-        if not (member.isreg() or member.isdir()) or path.is_absolute() or ".." in path.parts:
+        strange = not (member.isreg() or member.isdir()) or len(path.parts) > DEPTH
+        if strange or path.is_absolute() or ".." in path.parts:
             raise ValueError(
-                f"{tar.name!s} holds {member.name!r}, a link, a device or a path out of its folder: it is not unpacked"
+                f"{tar.name!s} holds {member.name[:100]!r}, a link, a device, or a path that is deep or leads out of"
+                " its folder: it is not unpacked"
             )
     files = [member for member in members if member.isreg()]
     _check_room(folder, sum(-(-file.size // 4096) * 4096 for file in files), "the unpacked archive")

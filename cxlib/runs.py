@@ -249,7 +249,7 @@ def map_batches(
     parts = {number: part for number, path in paths.items() if (part := _kept(path))}
     todo = [number for number in mine if number not in parts]
     loaded = prefetched(load, [batches[number] for number in todo], workers)
-    fitting = _Fitting(compute, batch_size)
+    fitting = Fitting(compute, batch_size)
     with runtime.progress((), what, "image", sum(len(batches[number]) for number in mine), ranks.rank == 0) as bar:
         bar.update(sum(len(batches[number]) for number in parts))
         for number in todo:
@@ -263,14 +263,21 @@ def map_batches(
     return [together[number] for number in range(len(batches))]
 
 
-class _Fitting:
-    """A computation on as many images at once as the device's memory holds."""
+class Fitting:
+    """A computation on as many images at once as the device's memory holds: `size`, and half of it once it does not.
+
+    `compute` and what it is called with are those of `map_batches`; a batch may have more than `size` images.
+    """
 
     def __init__(self, compute: Callable[[Sequence[int], Any], Part], size: int):
         self.compute, self.size = compute, size
 
     def __call__(self, batch: Sequence[int], loaded: Any) -> Part:
-        """The results of a batch, joined where it was too large."""
+        """The results of a batch, joined where it was too large.
+
+        Raises:
+            RuntimeError, MemoryError: one image is too many, see `runtime.is_full_memory`.
+        """
         parts: list[Part] = []
         done = 0
         while done < len(batch):
@@ -288,8 +295,8 @@ class _Fitting:
 
         try:
             return self.compute(batch, loaded)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not runtime.is_full_memory(error):
                 raise
         # Here the error is gone, and with it what its traceback held.
         torch.cuda.empty_cache()

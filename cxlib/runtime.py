@@ -142,17 +142,24 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).splitlines())
 
 
+def is_full_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is too small: a GPU's has a class of its own, a CPU's only words."""
+    import torch
+
+    refused = isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
+    return refused or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
 @contextmanager
 def told_of_full_memory() -> Iterator[None]:
     """Inside, a device whose memory is too small is a ValueError of one line."""
     try:
         yield
-    except RuntimeError as error:
-        import torch
-
-        if not isinstance(error, torch.OutOfMemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not is_full_memory(error):
             raise
-        reason = str(error).partition("\n")[0].partition(". GPU")[0].removesuffix(".")
+        reason = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2].partition(". GPU")[0]
+        reason = reason.partition(". Error code")[0].removesuffix(".") or "no room for one more object"
         raise ValueError(f"the device's memory is too small ({reason}): take smaller images or the CPU") from error
 
 
@@ -226,7 +233,7 @@ def byte_progress(what: str, total: int | None, done: int = 0) -> Any:
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it on success and removed on failure: a file or a folder.
 
-    What killed processes left there is removed first.
+    Whenever the process is killed, there is the old one, the new one or none. What killed ones left is removed first.
 
     Raises:
         OSError: nothing can be written there, as on a full disk; it names the path.
@@ -234,12 +241,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary, aside = (path.with_name(f".{path.stem}.{os.getpid()}{s}.partial{path.suffix}") for s in ("", ".old"))
     try:
         yield temporary
-        if temporary.is_dir() and path.exists():
-            shutil.rmtree(path)
+        if temporary.is_dir() and path.is_dir() and not path.is_symlink():
+            path.replace(aside)  # to remove a folder takes time
         temporary.replace(path)
+        _remove(aside)
     except OSError as error:
         full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         if full or error.filename == str(temporary):
@@ -333,7 +341,7 @@ def read_arrays(path: str | Path) -> Mapping[str, np.ndarray]:
     try:
         with np.load(path) as file:
             return _Arrays(path, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} is not an NPZ file, or is damaged: run the stage that writes it again") from error
 
 

@@ -106,7 +106,10 @@ def live(folder, ranks):
             curves = Live(folder, save_dvc_exp=False, dvcyaml=None)
         # Neither next_step() nor end(): both would add a summary to the folder, which is no curve.
         curves.step = epoch
-        for name, value in values.items():
-            curves.log_metric(name, value)
+        try:
+            for name, value in values.items():
+                curves.log_metric(name, value)
+        except OSError as error:  # on a full disk it names no file
+            raise OSError(error.errno, error.strerror, str(folder)) from error
 
     return log

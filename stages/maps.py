@@ -6,7 +6,7 @@ import torch
 from _command import COUNT, POSITIVE, SHARE, Stage, option, settings, several
 from _experiment import chosen_layer, network_options, write_maps
 
-from cxlib import networks, runtime
+from cxlib import networks, runs, runtime
 from cxlib.datasets.images import choose, load, preprocessing, read
 from cxlib.explainers import explain
 from cxlib.review import selection
@@ -40,8 +40,13 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     if chosen:
         x, _ = load(samples, chosen, preprocessing(image_size, crop), device)
         targets = torch.from_numpy(leading.classes[chosen])
-        stacked = [explain(model, x, targets, name, list(contrasts), chosen_layer(layer)) for name in explainers]
-        maps = torch.stack(stacked).movedim(2, 0)  # (images, explainers, contrasts, classes, H, W)
+
+        def compute(_batch, loaded):
+            stacked = [explain(model, *loaded, name, list(contrasts), chosen_layer(layer)) for name in explainers]
+            return {"maps": torch.stack(stacked).movedim(2, 0).cpu().numpy()}
+
+        # (images, explainers, contrasts, classes, H, W)
+        maps = torch.from_numpy(runs.Fitting(compute, machine.batch_size)(chosen, (x, targets))["maps"])
     axes = {"explainers": explainers, "contrasts": contrasts, "n_eligible": len(eligible)}
     write_maps(out, samples, chosen, leading, tested["classes"], x, maps, **axes)
 

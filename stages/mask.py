@@ -35,8 +35,9 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
         tapped = networks.explanation_layer(model, chosen_layer(layer))
 
         def compute(_batch, x, _labels):
-            hidden = explainers, contrasts, baselines, rules, blur, run.machine.batch_size
-            masked = masking.blur_and_mask(model, x, tapped, *hidden)
+            hidden = explainers, contrasts, baselines, rules, blur
+            # No more masked images at once than these: there may be room for no more.
+            masked = masking.blur_and_mask(model, x, tapped, *hidden, len(x))
             constant = torch.tensor([masked.constant_gradient])
             return {"unmasked": masked.unmasked, "masked": masked.masked, "constant": constant}
 

@@ -8,7 +8,7 @@ import torch
 from _command import COUNT, POSITIVE, SIZE, SharedStage, option, several
 from _experiment import network_options, running
 
-from cxlib import networks, runtime, taps
+from cxlib import networks, runs, runtime, taps
 from cxlib.datasets.images import choose, load, preprocessing, read
 from cxlib.review import perturbation
 
@@ -44,7 +44,8 @@ def main(
                 pixels[contrast, epsilon, n] += gradient.numel()
                 zeros[contrast, epsilon, n] += int((gradient == 0).sum())
 
-            grid = perturbation.perturbation_grid(model, x, labels, *settings, count_zeros, precision)
+            # No more images at once than these: there may be room for no more.
+            grid = perturbation.perturbation_grid(model, x, labels, *settings, count_zeros, precision, len(x))
             changes = torch.stack([torch.stack(change, -1).cpu() for change in grid.values()], 1)  # (B, settings, 3)
             counts = torch.tensor([[(zeros[setting], pixels[setting]) for setting in grid]])
             agreement = perturbation.sign_agreement(model, x, labels, contrasts, precision)  # (contrasts, B)
@@ -54,7 +55,7 @@ def main(
         if dose_images:
             train = read(data, "train")
             x, labels = load(train, choose(range(len(train)), dose_images, seed), preprocessing(image_size, crop))
-            best = dose(model, x.to(run.device), labels, epsilons)
+            best = dose(run, model, x, labels, epsilons)
         results = run.map(samples, compute, chosen)
         if results is None:
             return
@@ -74,12 +75,19 @@ def main(
         )
 
 
-def dose(model, x, labels, epsilons):
+def dose(run, model, x, labels, epsilons):
     """`perturbation.dose` of training images x."""
-    with torch.no_grad():
-        p_t = taps.logits(model, x).softmax(1).cpu().gather(1, labels[:, None])[:, 0]
-    grid = perturbation.perturbation_grid(model, x, labels, ["original"], epsilons, [1])
-    return perturbation.dose(p_t, [grid["original", epsilon, 1].p_t.cpu() for epsilon in epsilons], epsilons)
+
+    def compute(_batch, loaded):
+        images, targets = loaded[0].to(run.device), loaded[1]
+        with torch.no_grad():
+            p_t = taps.logits(model, images).softmax(1).cpu().gather(1, targets[:, None])[:, 0]
+        grid = perturbation.perturbation_grid(model, images, targets, ["original"], epsilons, [1], most=len(images))
+        gains = [grid["original", epsilon, 1].p_t.cpu() for epsilon in epsilons]
+        return {"p_t": p_t.numpy(), "gains": torch.stack(gains, 1).numpy()}
+
+    found = runs.Fitting(compute, run.machine.batch_size)(range(len(labels)), (x, labels))
+    return perturbation.dose(torch.from_numpy(found["p_t"]), torch.from_numpy(found["gains"]).T, epsilons)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Hash everything that `dvc.lock` records again and compare: outputs, cached copies, dependencies in the repository.
 
 Stages that `dvc.yaml` no longer has are not looked at: nothing comes of them, and DVC does not mind their entries.
-DVC exits with 0 when a write to its cache fails, and trusts what it pulled; this script trusts neither.
+One that it has must have run. DVC exits with 0 when a write of a folder to its cache fails, and trusts what it pulled;
+this script trusts neither.
 """
 
 import configparser
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
@@ -70,15 +70,21 @@ def read_lock(path: Path) -> dict[str, dict[str, Any]]:
     return stages
 
 
-def asked_for(root: Path) -> set[str]:
-    """Return the names of the stages of `dvc.yaml`; one clear error when it cannot be read."""
+def asked_for(root: Path) -> dict[str, set[str]]:
+    """Return the stages of `dvc.yaml`, each with those of its outputs that DVC keeps in its cache, git the others.
+
+    One clear error when it cannot be read.
+    """
     try:
-        return {stage.name for stage in Repo(str(root)).index.stages}
+        stages = Repo(str(root)).index.stages
     except DvcException as error:
         raise click.ClickException(f"dvc.yaml cannot be read ({' '.join(str(error).split())})") from None
+    return {stage.name: {out.def_path for out in stage.outs if out.use_cache} for stage in stages}
 
 
-def check_out(stage: str, entry: dict[str, Any], root: Path, ignored: list[str], objects: Path) -> Iterator[str]:
+def check_out(
+    stage: str, entry: dict[str, Any], root: Path, ignored: list[str], objects: Path, is_cached: bool
+) -> Iterator[str]:
     """Yield what is wrong with a stage's output and its copies in the cache, and the remedy."""
     path, found = entry["path"], on_disk(root / entry["path"], ignored)
     copies = list(cached(entry["md5"], objects))
@@ -95,8 +101,7 @@ def check_out(stage: str, entry: dict[str, Any], root: Path, ignored: list[str],
         what = "is missing" if found is None else f"has md5 {found} instead of {entry['md5']}"
         again = refill if damaged or absent else f"dvc checkout {path}"
         yield f"{path}: output of {stage} {what}: `rm -rf {path}`, then `{again}`"
-    # Git ignores exactly those outputs that DVC keeps in its cache.
-    elif absent and not subprocess.run(["git", "check-ignore", "-q", path], cwd=root, capture_output=True).returncode:
+    elif absent and is_cached:
         yield f"{path}: output of {stage} is not in the cache ({absent[0]}): `{refill}`"
 
 
@@ -116,15 +121,17 @@ def main(root: Path) -> None:
     kinds = ("outs", "deps")
     work = [(name, kind, entry) for name in stages for kind in kinds for entry in stages[name].get(kind, [])]
     n_outs = sum(kind == "outs" for _, kind, _ in work)
-    problems: list[str] = []
+    problems = [
+        f"{name}: not in dvc.lock, for it has not run: `dvc repro {name}`" for name in asked if name not in stages
+    ]
     for name, kind, entry in tqdm(work, "Hashing", leave=False, disable=None):
         path = (root / entry["path"]).resolve()
         if kind == "outs":
-            problems += check_out(name, entry, root, ignored, objects)
+            problems += check_out(name, entry, root, ignored, objects, entry["path"] in asked[name])
         elif "md5" in entry and path.is_relative_to(root) and on_disk(path, ignored) != entry["md5"]:
             problems.append(f"{entry['path']}: not what {name} was run on: `dvc repro {name}`")
     click.echo("".join(f"{problem}\n" for problem in problems), nl=False)
-    if gone := sorted(recorded.keys() - asked):
+    if gone := sorted(recorded.keys() - asked.keys()):
         click.echo(f"Not looked at, for dvc.yaml no longer has them: {', '.join(gone)}")
     if problems:
         raise click.ClickException(f"{len(problems)} problems in {n_outs} outputs of {len(stages)} stages")

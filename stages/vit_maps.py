@@ -5,7 +5,7 @@ import torch
 from _command import POSITIVE, Stage, option, settings, several
 from _experiment import network_options, write_maps
 
-from cxlib import networks, runtime
+from cxlib import networks, runs, runtime
 from cxlib.datasets.images import load, preprocessing, read
 from cxlib.explainers import resized, vit
 from cxlib.review import selection, variants
@@ -36,11 +36,17 @@ def main(network, report, data, image_size, crop, max_images, between, out, **op
     x, maps = torch.empty(0, 3, image_size, image_size), torch.empty(0)
     if chosen:
         x, _ = load(samples, chosen, preprocessing(image_size, crop), device)
-        targets, stacked = torch.from_numpy(leading.classes[chosen]), []
-        for name, block in zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"])):
-            own = variants.maps(model, x, targets, name, variants.layer(model, name, block))
-            stacked.append(resized(own.flatten(1, 2), x.shape[-2:]).unflatten(1, own.shape[1:3]))
-        maps = torch.stack(stacked, 1).transpose(2, 3)  # (images, explainers, variants, classes, H, W)
+        targets = torch.from_numpy(leading.classes[chosen])
+
+        def compute(_batch, loaded):
+            stacked = []
+            for name, block in zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"])):
+                own = variants.maps(model, *loaded, name, variants.layer(model, name, block))
+                stacked.append(resized(own.flatten(1, 2), x.shape[-2:]).unflatten(1, own.shape[1:3]))
+            return {"maps": torch.stack(stacked, 1).transpose(2, 3).cpu().numpy()}
+
+        # (images, explainers, variants, classes, H, W)
+        maps = torch.from_numpy(runs.Fitting(compute, machine.batch_size)(chosen, (x, targets))["maps"])
     axes = {"explainers": list(vit.MAPS), "contrasts": list(variants.NAMES)}
     write_maps(out, samples, chosen, leading, tested["classes"], x, maps, **axes)
 

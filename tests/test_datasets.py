@@ -2,6 +2,8 @@
 
 import json
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -429,6 +431,23 @@ def test_image_of_absurd_size_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20 * 14 // 3)
     with pytest.raises(ValueError, match=re.escape(f"{path} cannot be decoded")):
         images.decode(path)
+
+
+@pytest.mark.parametrize("side", [14_000, 2_000_000_000])
+def test_a_picture_that_would_fill_the_memory_is_named(tmp_path, side):
+    """24 kB of a PNG that are 200 million pixels, and a header that says more: refused before any is decoded."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes(min(side, 14_000) * (1 + min(side, 14_000) // 8)))
+    chunks = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)) + chunk(b"IDAT", rows)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b""))
+    for opened in (images.decode, images.as_shown):
+        with pytest.raises(ValueError, match=re.escape(f"{path} cannot be decoded (Image size")) as caught:
+            opened(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_loaded_images_keep_the_order(tmp_path):

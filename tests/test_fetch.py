@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import gzip
 import hashlib
 import io
 import json
@@ -443,6 +444,42 @@ def test_unsafe_member_of_an_archive_is_named_and_nothing_unpacked(published, se
     assert str(tmp_path / "archives" / published.archive) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert contents(tmp_path) == only_the_archive(published, server.data)
+
+
+def header(name="CUB_200_2011/x", kind=tarfile.REGTYPE, size=0, **more):
+    """A member's header as bytes, without what it announces."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size, member.pax_headers = kind, size, more
+    return member.tobuf(tarfile.PAX_FORMAT if more else tarfile.GNU_FORMAT)
+
+
+BOMBS = {
+    "of 20 GB": header(size=20_000_000_000),
+    "of three times 2 GB": (header(size=2_000_000_000) + bytes(512)) * 3,
+    "of many": header() * 25_001,
+    "sparse": header(**{"GNU.sparse.map": "0,0", "GNU.sparse.size": "1000000000000000"}),
+    "of a sparse one without an end": header(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, size=512) + b"99",
+    "of a name of 2 GB": header("././@LongLink", tarfile.GNUTYPE_LONGNAME, 1 << 31),
+    "of an attribute of 2 GB": header(kind=tarfile.XHDTYPE, size=1 << 31),
+    "of names of names": header("././@LongLink", tarfile.GNUTYPE_LONGNAME) * 2_000,
+    "that goes back": header()[:124] + b"\xff" * 12 + header()[136:],
+    "of folders in folders": b"".join(header("/".join("a" * n), tarfile.DIRTYPE) for n in range(1, 50)),
+    "of a long path": header("a/" * 2_000),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
+def test_a_bomb_is_one_line_and_nothing_is_unpacked(tmp_path, bomb):
+    """With the right checksum; told by its headers, before anything of it is written or kept in memory."""
+    packed = gzip.compress(bomb + bytes(1024), 1)
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / fetch.CUB_ARCHIVE).write_bytes(packed)
+    before, begun = contents(tmp_path), time.monotonic()
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "archives" / fetch.CUB_ARCHIVE))) as caught:
+        fetch.cub_200_2011(tmp_path / "mine", tmp_path / "archives", "http://nowhere.invalid", md5(packed))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert contents(tmp_path) == before
+    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"<html>", lambda data: b""])

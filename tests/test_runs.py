@@ -180,6 +180,27 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(tmp_path, capsys, n, tr
     assert [[int(word) for word in re.findall(r"\d+", line)] for line in warnings] == [[a, a // 2] for a in sizes[:-1]]
 
 
+def test_a_cpu_that_refuses_memory_is_a_device_too(tmp_path):
+    """Whose error has no class of its own, through a network that is refused it as well."""
+
+    class Large(torch.nn.Module):
+        def forward(self, images):
+            torch.empty(1 << (50 if len(images) > room else 10), dtype=torch.uint8)
+            return images
+
+    def compute(batch, loaded):
+        network(torch.zeros(len(batch), 3, 4, 4))
+        return squares(batch, loaded)
+
+    network, room = networks.Network("large", Large(), {}), 1
+    parts = map_batches(load, compute, range(3), 2, Ranks(), tmp_path / "some", "squares")
+    assert [part["squares"].tolist() for part in parts] == [[0, 1], [4]]
+    room = 0
+    said = rf"memory is too small \(can't allocate memory: you tried to allocate {1 << 50} bytes\): take smaller images"
+    with pytest.raises(ValueError, match=said), runtime.told_of_full_memory():
+        map_batches(load, compute, range(3), 2, Ranks(), tmp_path / "none", "squares")
+
+
 def test_all_that_was_loaded_of_a_batch_is_halved(tmp_path):
     def compute(batch, loaded):
         images, labels = loaded

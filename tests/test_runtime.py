@@ -1,11 +1,13 @@
 """The machine is what its settings say, and the rest found out; files are whole or not there, and the same twice."""
 
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -200,6 +202,40 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, write):
     assert after == before - {left} | {"out.x"} == {*others, "out.x"}
 
 
+KILLED = """
+import os, sys
+from cxlib import runtime
+left = int(sys.argv[1])
+def hook(event, _arguments):
+    global left
+    if event in ("os.rename", "shutil.rmtree", "os.remove", "os.rmdir"):
+        left -= 1
+        if not left:
+            os._exit(9)
+with runtime.atomic("birds") as partial:
+    partial.mkdir()
+    for name in ("a", "b"):
+        (partial / name).write_text("new")
+    sys.addaudithook(hook)
+"""
+
+
+def test_a_kill_while_a_folder_is_replaced_leaves_no_half_of_it(tmp_path):
+    """Before each step of it, one after the other: the old one, the new one, or none."""
+    run, seen = [sys.executable, "-c", KILLED], []
+    while not seen or seen[-1][0]:
+        (tmp_path / "birds").mkdir(exist_ok=True)
+        for name in ("a", "b"):
+            (tmp_path / "birds" / name).write_text("old")
+        killed = subprocess.run([*run, str(len(seen) + 1)], cwd=tmp_path)
+        seen.append((killed.returncode, [path.read_text() for path in sorted(tmp_path.glob("birds/*"))]))
+        assert seen[-1][1] or not (tmp_path / "birds").exists()
+    assert {code for code, _ in seen[:-1]} == {9}
+    assert [found for _, found in seen[:3]] == [["old"] * 2, [], ["new"] * 2]
+    assert {tuple(found) for _, found in seen[3:]} == {("new", "new")}
+    assert left_over(tmp_path) == ["birds", "birds/a", "birds/b"]
+
+
 @pytest.mark.parametrize("write", [write_file, write_folder])
 def test_success_replaces_what_was_there(tmp_path, write):
     for text in ("old", "new"):
@@ -260,6 +296,16 @@ def test_code_in_a_file_of_arrays_is_never_run(tmp_path, trap):
     with pytest.raises(ValueError, match=r"alexnet\.npz is not an NPZ file, or is damaged"):
         runtime.read_arrays(tmp_path / "alexnet.npz")
     assert not trap.has_sprung()
+
+
+def test_a_file_of_arrays_larger_than_any_memory_is_damaged(tmp_path):
+    header = io.BytesIO()
+    of = {"descr": "<f8", "fortran_order": False, "shape": (10**15,)}
+    np.lib.format.write_array_header_1_0(header, of)
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as file:
+        file.writestr("a.npy", header.getvalue())
+    with pytest.raises(ValueError, match=r"bomb\.npz is not an NPZ file, or is damaged"):
+        runtime.read_arrays(tmp_path / "bomb.npz")
 
 
 def test_a_file_with_any_bit_turned_around_is_damaged_or_what_it_was(tmp_path):

@@ -509,6 +509,38 @@ def test_batch_size_changes_no_result_and_no_order(here, tmp_path, name):
         assert_alike(path, expected[option])
 
 
+@contextlib.contextmanager
+def memory_for(most):
+    """Inside, the device has room for so many images in a pass of a network that does not learn."""
+
+    def refuse(module, inputs):
+        images = inputs[0] if inputs and torch.is_tensor(inputs[0]) else torch.empty(0)
+        if images.ndim == 4 and len(images) > most and not module.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1 GiB")
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", [*COMPUTING, "maps@figure_3", "vit_maps@figure_5"])
+def test_a_memory_for_half_of_a_batch_gives_the_bytes_of_half_the_batch_size(here, tmp_path, name):
+    """No pass of any stage has more images than a batch, masked and stacked ones among them."""
+    given = {group[0].removeprefix("--") for group in options(arguments(here.commands[name])[1]) if group}
+    fewer = {"max_images": 4, "explainers": ["gradcam"], "baselines": ["zeros"]}
+    fewer = {option: value for option, value in fewer.items() if option in given}
+    written = []
+    for size, most in ((2, 2), (4, 2)):
+        outs, _ = elsewhere(here, name, tmp_path / f"{size}")
+        with machine(batch_size=size), memory_for(most):
+            result = succeed(here.commands[name], **outs, **fewer)
+        assert ("4 images at once are too many for the device's memory: 2 from now on" in result.output) == (size == 4)
+        written.append(contents(tmp_path / f"{size}"))
+    assert written[0] == written[1] != {}
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("name", COMPUTING)

@@ -168,6 +168,13 @@ def test_what_dvc_yaml_no_longer_has_is_no_problem(repository):
     assert out.splitlines()[1] == "3 outputs of 3 stages match dvc.lock"
 
 
+def test_a_stage_that_has_not_run_is_found(repository):
+    """As after a run that broke off: what is recorded matches, and is not all."""
+    (repository / "dvc.yaml").write_text(f"{PIPELINE}  more:\n    cmd: echo 1 > more.txt\n    outs: [more.txt]\n")
+    code, out, _ = verify(repository)
+    assert (code, out) == (1, "more: not in dvc.lock, for it has not run: `dvc repro more`\n")
+
+
 @pytest.mark.parametrize("text", ["stages: [", "stages: {folder: {}}"])
 def test_damaged_pipeline_is_one_clear_line(repository, text):
     (repository / "dvc.yaml").write_text(text)

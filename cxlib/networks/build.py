@@ -57,9 +57,9 @@ class Network(nn.Module):
         """
         try:
             return self.inner((images - self.mean) / self.std)
-        except torch.OutOfMemoryError:
-            raise
         except (AssertionError, RuntimeError) as error:
+            if runtime.is_full_memory(error):
+                raise
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{self.name} refuses images of shape {tuple(images.shape)}: {reason}") from error
 

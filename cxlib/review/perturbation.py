@@ -93,12 +93,13 @@ def perturbation_grid(
     n_iterations: Sequence[int],
     observe: Observer | None = None,
     precision: torch.dtype = torch.float32,
+    most: int = PASS,
 ) -> dict[tuple[str, float, int], Changes]:
     """Every setting of the experiment on one batch, with what settings share computed once.
 
     All settings begin at the same x0, so the unperturbed evaluation, the first step's forward pass and each
     contrast's first direction serve every epsilon and number of iterations. Small batches share their passes:
-    contrasts and epsilons are stacked along the batch until a pass holds `PASS` images. The network runs in its fast
+    contrasts and epsilons are stacked along the batch until a pass holds `most` images. The network runs in its fast
     form (`networks.fast`), which a caller with many batches may pass.
 
     Args:
@@ -111,6 +112,7 @@ def perturbation_grid(
         observe: called with the gradient of each step, for statistics on the directions.
         precision: of the passes that find directions; changes are always evaluated in the images' own. bfloat16
             is an approximation: it turns about a tenth of the signs around.
+        most: images in a pass of stacked settings; fewer where memory is short.
 
     Returns:
         {(contrast, epsilon, n): Changes}, each (B,) float64: after minus before, per image.
@@ -132,7 +134,7 @@ def perturbation_grid(
     first = {name: start.pull_back(cotangent(name, start.logits, targets)) for name in contrasts}
     within = {epsilon: bounds(images, epsilon) for epsilon in epsilons}
 
-    settings, together = list(product(contrasts, epsilons)), max(1, PASS // max(1, len(images)))
+    settings, together = list(product(contrasts, epsilons)), max(1, most // max(1, len(images)))
     after = {}
     for n in n_iterations:
         for stacked in (settings[i : i + together] for i in range(0, len(settings), together)):
