@@ -18,7 +18,7 @@ repro: .venv/ready
 	dvc repro
 
 test: .venv/ready
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 
 # Speed against literal loops, with the same numbers first: minutes on two cores.
 bench: .venv/ready

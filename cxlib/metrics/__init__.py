@@ -5,6 +5,7 @@
 | does y_t - y_other follow the map's order? | `insertion_deletion`, `area` |
 | is the pair's balance in what the map shows? (Table 1) | `blur_and_mask`, `mask_maps`, `relative_probability` |
 | is the map where the two classes differ? | `measure`, `localise` |
+| does the map agree with what a change of the image does? | `agreement`, `effects`, `mass` |
 | does the map change when its target does? | `target_sensitivity` |
 | does the map change when the network does? | `model_randomisation`, `randomised` |
 | how alike are two maps? | `SIMILARITIES` |
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cxlib.metrics.baselines import BASELINES, Blur
     from cxlib.metrics.curves import area, insertion_deletion
     from cxlib.metrics.imputation import linear_imputation
+    from cxlib.metrics.interventions import agreement, effects, mass
     from cxlib.metrics.localisation import localise, measure
     from cxlib.metrics.masking import blur_and_mask, mask_maps, relative_probability
     from cxlib.metrics.randomisation import model_randomisation, randomised
@@ -30,12 +32,15 @@ __all__ = [
     "BASELINES",
     "SIMILARITIES",
     "Blur",
+    "agreement",
     "area",
     "blur_and_mask",
+    "effects",
     "insertion_deletion",
     "linear_imputation",
     "localise",
     "mask_maps",
+    "mass",
     "measure",
     "model_randomisation",
     "randomised",
@@ -47,12 +52,15 @@ _HOME = {
     "BASELINES": "baselines",
     "SIMILARITIES": "similarity",
     "Blur": "baselines",
+    "agreement": "interventions",
     "area": "curves",
     "blur_and_mask": "masking",
+    "effects": "interventions",
     "insertion_deletion": "curves",
     "linear_imputation": "imputation",
     "localise": "localisation",
     "mask_maps": "masking",
+    "mass": "interventions",
     "measure": "localisation",
     "model_randomisation": "randomisation",
     "randomised": "randomisation",
