@@ -19,7 +19,7 @@ from cxlib.training.fine_tune import Kept, Recipe, fine_tune
 SIZE = 32
 RECIPE = Recipe(2, 4, "adamw", 0.01, 0.9, 0.05, "constant", 1.0, "none", "frozen", "float32")
 #: Networks, a part of theirs that sees the images first, and their images' size.
-SPLIT = {"vit_lite0": (TRUNK, 128), "vgg16_bn_narrow": ("features", SIZE)}
+SPLIT = {"vit_lite0": (TRUNK, 144), "vgg16_bn_narrow": ("features", SIZE)}
 
 
 def fresh(name, n_classes=4):

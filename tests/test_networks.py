@@ -699,7 +699,7 @@ def hybrid():
 
 
 def test_a_hybrid_is_a_small_transformer_on_the_maps_of_its_trunk(hybrid, tmp_path):
-    x = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(2, 3, 144, 144, generator=torch.Generator().manual_seed(0))
     logits = hybrid(x)
     assert logits.shape == (2, 5)
     assert (logits[0] - logits[1]).abs().max() > 1e-4
@@ -707,9 +707,9 @@ def test_a_hybrid_is_a_small_transformer_on_the_maps_of_its_trunk(hybrid, tmp_pa
     assert not any(module.training for module in hybrid.modules())
     assert not any(parameter.requires_grad for parameter in hybrid.parameters())
     (maps,) = hybrid.inner.get_submodule(TRUNK)((x - hybrid.mean) / hybrid.std)
-    assert maps.shape == (2, 112, 8, 8)
+    assert maps.shape == (2, 112, 9, 9)
     assert (hybrid.mean.flatten().tolist(), hybrid.std.flatten().tolist()) == ([0.5] * 3, [0.5] * 3)
-    assert networks.transform("vit_lite0")(photograph()).shape == (3, 128, 128)
+    assert networks.transform("vit_lite0")(photograph()).shape == (3, 144, 144)
     networks.save(hybrid, tmp_path / "one.pt")
     again = networks.load(tmp_path / "one.pt")
     assert torch.equal(again(x), logits)

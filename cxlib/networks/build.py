@@ -119,7 +119,7 @@ HYBRIDS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "vit_lite0": (
         "tf_efficientnet_lite0",
         3,
-        {"img_size": 128, "embed_dim": 64, "depth": 2, "num_heads": 4, "mlp_ratio": 2},
+        {"img_size": 144, "embed_dim": 64, "depth": 2, "num_heads": 4, "mlp_ratio": 2},
     ),
 }
 
