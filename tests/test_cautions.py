@@ -16,7 +16,7 @@ from torch import nn
 from cxlib import networks, runtime
 from cxlib.contrasts import CONTRASTS, groups
 from cxlib.explainers import EXPLAINERS, OF_TOKENS, ExplanationWarning, explain
-from cxlib.explainers.cautions import of_answer
+from cxlib.explainers.cautions import COINCIDING, of_answer
 from cxlib.explainers.inputs import integrated_gradients, smoothgrad
 
 FEW = {"integrated_gradients": partial(integrated_gradients, steps=2), "smoothgrad": partial(smoothgrad, samples=2)}
@@ -126,6 +126,21 @@ def test_features_that_pass_for_logits_are_told():
 def test_ordinary_networks_are_explained_in_silence(network, images, targets, explainer):
     layer = "features.4" if explainer in ("linear_approximation", "xgradcam") else None
     assert not told(network, images, targets, FEW.get(explainer, explainer), ["normalised", *CONTRASTS], layer)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        *(("tf_efficientnet_lite0", "blocks.5.0.bn1"), ("mobilenet_v2", "features.13")),
+        *(("vgg16_bn_narrow", None), ("squeezenet1_1", None)),
+    ],
+)
+def test_the_pipelines_networks_are_explained_in_silence_at_their_layers(name, layer):
+    with runtime.seeded(0):
+        network, x = networks.build(name, num_classes=6), torch.rand(2, 3, 64, 64)
+    tapped = networks.explanation_layer(network, layer)  # as its stages give it
+    for explainer in COINCIDING:
+        assert not told(network, x, torch.tensor([[0, 1], [2, 5]]), explainer, list(CONTRASTS), tapped)
 
 
 @pytest.mark.parametrize("family", [name for name in hugging.BUILD if name not in ("Swin", "Swin v2")])

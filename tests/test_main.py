@@ -339,7 +339,17 @@ def test_layers_are_listed_with_the_one_that_is_explained(here, network, own):
 
 
 def test_what_an_explanation_may_mean_besides_is_one_line_for_all_images_and_explainers(here):
-    words = ("photos", "--network", "mobilenet_v3_small", "--weights", "random", "--image-size", "64", "--device", "cpu")
+    words = (
+        "photos",
+        "--network",
+        "mobilenet_v3_small",
+        "--weights",
+        "random",
+        "--image-size",
+        "64",
+        "--device",
+        "cpu",
+    )
     chosen = ("--layer", "features.12", "--explainer", "gradcam", "--explainer", "xgradcam", "--out", here)
     told = [line for line in succeed("explain", *words, *chosen).stderr.splitlines() if "gradient" in line]
     assert len(told) == 1
