@@ -20,11 +20,14 @@ repro: .venv/ready
 test: .venv/ready
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 
-# Speed against literal loops, with the same numbers first: minutes on two cores.
+# Speed against literal loops and other libraries, with the same numbers first, and memory: minutes on two cores.
 bench: .venv/ready
 	python benchmarks/perturbation.py
 	python benchmarks/masking.py
 	python benchmarks/explainers.py
+	python benchmarks/inputs.py
+	python benchmarks/memory.py
+	python benchmarks/throughput.py
 
 lint: .venv/ready
 	ruff check .

@@ -1,5 +1,9 @@
-"""What the benchmarks share: sides timed in turn, peak memory of a process of each side's own."""
+"""What the benchmarks share: sides timed in turn, memory, and what computes."""
 
+import ctypes
+import gc
+import importlib.metadata
+import re
 import subprocess
 import sys
 import time
@@ -43,5 +47,37 @@ def peak_of(script: str, *arguments: str) -> float:
 
 def own_peak() -> float:
     """Peak resident memory of this process in GiB, which Linux keeps; getrusage's begins with the parent's."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**20
+    return status("VmHWM") / 2**20
+
+
+def peak(call: Callable[[], Any]) -> float:
+    """The most memory in MiB that a call takes beyond what is in use: Linux's high-water mark, set back before."""
+    before = resident()
+    Path("/proc/self/clear_refs").write_text("5")
+    call()
+    return status("VmHWM") / 1024 - before
+
+
+def resident() -> float:
+    """Memory in MiB that is in use: what is free goes back to the system first."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return status("VmRSS") / 1024
+
+
+def status(key: str) -> int:
+    """An entry of this process's status, in kB."""
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1])
+
+
+def processor() -> str:
+    """Its name."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else "unknown processor"
+
+
+def versions(*packages: str) -> str:
+    """Packages with their versions."""
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)

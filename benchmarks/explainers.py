@@ -5,19 +5,15 @@ library makes its maps at the images' size, in turns; medians of wall clock and 
 that a call takes beyond what was in use. Random weights, 224 pixels; threads as OMP_NUM_THREADS says.
 """
 
-import ctypes
-import gc
-import importlib.metadata
-import re
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from _sides import peak, processor, versions
 from captum.attr import LayerAttribution, LayerGradCam
 from pytorch_grad_cam import FullGrad, GradCAM, HiResCAM, XGradCAM
 from torch import nn
@@ -36,8 +32,8 @@ def main() -> None:
     """Compare, time and print."""
     warnings.filterwarnings("ignore")
     name, repeats = [*sys.argv[1:], *["resnet18", "11"][len(sys.argv) - 1 :]]
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "grad-cam", "captum")]
-    print(f"{name}, 224 pixels, {torch.get_num_threads()} threads; {', '.join(versions)}; {processor()}", flush=True)
+    software = versions("torch", "grad-cam", "captum")
+    print(f"{name}, 224 pixels, {torch.get_num_threads()} threads; {software}; {processor()}", flush=True)
     with runtime.seeded(0):
         ours = networks.build(name)
         sixteen = torch.rand(16, 3, 224, 224)
@@ -220,29 +216,6 @@ def measure(mine: Call, other: Call, repeats: int) -> tuple[list[float], list[fl
             wall[index].append(time.perf_counter() - start)
             cpu[index].append(time.process_time() - start_cpu)
     return [statistics.median(w) for w in wall], [statistics.median(c) for c in cpu]
-
-
-def peak(call: Call) -> float:
-    """The most memory in MiB that a call takes beyond what is in use: Linux's high-water mark, set back before."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    call()
-    return (status("VmHWM") - before) / 1024
-
-
-def status(key: str) -> int:
-    """An entry of this process's status, in kB."""
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1])
-
-
-def processor() -> str:
-    """Its name."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return found[1] if found else "unknown processor"
 
 
 if __name__ == "__main__":

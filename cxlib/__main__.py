@@ -20,7 +20,7 @@ from cxlib import networks, overlay, runtime, taps
 from cxlib.contrasts import CONTRASTS, groups, paired
 from cxlib.datasets.imagenet import SUFFIXES
 from cxlib.datasets.images import Transform, as_shown, preprocessing
-from cxlib.explainers import EXPLAINERS, LINEAR, explain, vit
+from cxlib.explainers import EXPLAINERS, LINEAR, cautions, explain, vit
 
 #: The contrast of one class against one other: e_t - e_s.
 VERSUS = "versus"
@@ -34,7 +34,7 @@ class OneLine(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            with runtime.told_of_full_memory():
+            with runtime.told_of_full_memory(), cautions.told_in_one_line():
                 return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError) as error:
             raise click.ClickException(runtime.one_line(error)) from error

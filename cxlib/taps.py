@@ -238,6 +238,16 @@ def rewritten(layers: Mapping[nn.Module, Callable[[nn.Module, Tensor, Tensor], T
         yield
 
 
+@contextmanager
+def heard(network: nn.Module, hear: Callable[[Any], None]) -> Iterator[None]:
+    """Inside, a function hears every answer of the network, in the graph that made it."""
+    handle = network.register_forward_hook(lambda _module, _inputs, answer: hear(answer))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @torch.no_grad()
 def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, K) of images (B, 3, H, W), evaluated as `record` does, without a graph.

@@ -7,7 +7,7 @@ from _experiment import chosen_layer, network_options, running, selection_option
 
 from cxlib import networks, runtime
 from cxlib.datasets.images import read
-from cxlib.explainers import cam
+from cxlib.explainers import cam, cautions
 from cxlib.metrics import masking
 from cxlib.review import selection
 
@@ -45,12 +45,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
         if results is None:
             return
         if results["constant"].all() and not set(explainers).isdisjoint(cam.MAPS):
-            click.echo(
-                f"warning: the gradient is constant over the layer {layer} of {model.name}, so that GradCAM"
-                " and linear approximation are the same map, and XGradCAM too without negative activations: choose an"
-                " earlier layer",
-                err=True,
-            )
+            click.echo(f"warning: {cautions.of_layer(f'{layer} of {model.name}')}", err=True)
         run.write(
             out,
             chosen,

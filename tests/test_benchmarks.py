@@ -1,5 +1,6 @@
-"""The benchmarks' literal loops are implementations of their own: the same numbers as cxlib's, or there is no ratio."""
+"""The benchmarks' other sides are implementations of their own: the same numbers as cxlib's, or there is no ratio."""
 
+import gc
 import importlib
 from pathlib import Path
 
@@ -73,3 +74,32 @@ def test_blur_and_mask(benchmark, monkeypatch):
     assert "of the spread" in masking.check(actual, expected)
     with pytest.raises(SystemExit, match="the sides differ"):
         masking.check(actual, expected.flip(2))
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "smoothgrad"])
+def test_captum_has_the_same_twenty_maps(benchmark, method):
+    inputs = benchmark("inputs")
+    given = *inputs.build("squeezenet1_1", 32), 5, 2
+    actual, expected = inputs.ours(method, *given), inputs.theirs(method, *given)
+    assert actual.shape == (4, 1, 5, 32, 32)
+    assert inputs.check(actual, expected) < 1e-4
+    with pytest.raises(SystemExit, match="the sides differ"):
+        inputs.check(actual, expected.flip(2))
+
+
+def test_no_explainer_keeps_a_tensor_of_its_calls(benchmark):
+    memory = benchmark("memory")
+
+    def tensors_after(calls):
+        for explainer in memory.NAMES:
+            memory.after_calls(explainer, "cpu", (calls,), float)
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    assert tensors_after(3) == tensors_after(20)
+
+
+def test_rates_are_images_a_second(benchmark):
+    throughput = benchmark("throughput")
+    gradcam, perturbation = throughput.rates("squeezenet1_1", torch.device("cpu"), 2, 32, 1)
+    assert gradcam > 10 * perturbation > 0  # 104 steps of the grid, each a forward and a backward pass

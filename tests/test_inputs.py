@@ -100,6 +100,25 @@ def test_the_chunk_bounds_the_images_of_a_pass_and_changes_no_map(flat, images, 
         torch.testing.assert_close(maps, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("explainer", [partial(integrated_gradients, steps=3), partial(smoothgrad, samples=3)])
+@pytest.mark.parametrize("scale", [1, 40])
+def test_contrasts_of_targets_share_the_backward_passes_of_what_they_span(flat, images, scale, explainer):
+    """Ten cotangents of the most and the least probable class: e_t of both and of the rival, the softmax, the ones."""
+    flat.head.weight *= scale  # probabilities down to 1e-70
+    leading = flat(images).topk(6).indices[:, [0, 5]]
+    n_passes = []
+    flat.head.register_full_backward_hook(lambda *_: n_passes.append(1))
+    names = ["original", "mean", "max", "weighted", "probability"]
+    maps = explain(flat, images, leading, explainer, names)
+    assert 4 <= len(n_passes) <= 5  # behind large logits the softmax is the rival
+    for name, several in zip(names, maps):
+        for rank in (0, 1):
+            alone = explain(flat, images, leading[:, rank], explainer, name)
+            scales = alone.abs().amax((1, 2), keepdim=True)
+            assert (scales > 0).all()
+            assert ((several[:, rank] - alone).abs() / scales).max() < 1e-9
+
+
 @pytest.mark.parametrize("contrast", ["original", "weighted", "probability"])
 def test_smoothgrad_is_its_formula_a_copy_at_a_time_with_the_clean_images_contrast(network, images, targets, contrast):
     score, _ = fixed(network, images, targets, contrast)

@@ -338,6 +338,24 @@ def test_layers_are_listed_with_the_one_that_is_explained(here, network, own):
     assert len(lines) > 20
 
 
+def test_what_an_explanation_may_mean_besides_is_one_line_for_all_images_and_explainers(here):
+    words = (
+        "photos",
+        "--network",
+        "mobilenet_v3_small",
+        "--weights",
+        "random",
+        "--image-size",
+        "64",
+        "--device",
+        "cpu",
+    )
+    chosen = ("--layer", "features.12", "--explainer", "gradcam", "--explainer", "xgradcam", "--out", here)
+    told = [line for line in succeed("explain", *words, *chosen).stderr.splitlines() if "gradient" in line]
+    assert len(told) == 1
+    assert told[0].startswith("Warning: the gradient is constant over the layer inner.features.12, so that GradCAM")
+
+
 def test_the_module_runs_as_a_program_and_exits_with_one_line(folder):
     def program(*words):
         return subprocess.run([sys.executable, "-m", "cxlib", *words], cwd=folder, capture_output=True, text=True)

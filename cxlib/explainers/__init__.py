@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from cxlib import runtime, taps
 from cxlib.contrasts import CONTRASTS, NORMALISED, Contrast, check_targets, cotangent
-from cxlib.explainers import attention, cam, fullgrad, gradient, inputs, lrp, vit
+from cxlib.explainers import attention, cam, cautions, fullgrad, gradient, inputs, lrp, vit
+from cxlib.explainers.cautions import ExplanationWarning as ExplanationWarning
 from cxlib.explainers.layout import Layout, layout
 from cxlib.explainers.normalised import Weighing, weighing
 from cxlib.networks import explanation_layer
@@ -84,6 +85,10 @@ def explain(
     Raises:
         ValueError: unknown names, no image or no contrast, wrong targets, a layer that has no spatial map, layers or
             `reshape` for an explainer that takes none, or logits or maps that are not finite.
+
+    Warns:
+        ExplanationWarning: the CAMs are one map at the layer that was chosen, a softmax is inside the network already,
+            its labels do not exclude each other, or it has no head (`explainers.cautions`).
     """
     if isinstance(explainer, str):
         runtime.check_name("explainer", explainer, EXPLAINERS)
@@ -99,30 +104,39 @@ def explain(
         layers = [explanation_layer(network, name) if isinstance(name, str) else name for name in layers]
         network = _Answering(network, output)
 
+    doubts = cautions.of_network(network, contrasts)
+
     def cotangents(logits: Tensor) -> Tensor:
         check_targets(targets, *logits.shape)
         asked.append(ask(logits, contrasts, targets if targets.ndim == 2 else targets[:, None]))
+        doubts.extend(cautions.of_logits(logits))
         return asked[-1].cotangents
 
-    if not isinstance(explainer, str) or explainer in OWN:
-        own = OWN[explainer] if isinstance(explainer, str) else explainer
-        of_layers = [own(network, images, cotangents, layers[0], relu)]  # (B, M, h, w)
-        if not asked or of_layers[0].ndim != 4 or of_layers[0].shape[:2] != asked[-1].cotangents.shape[:2]:
-            raise ValueError(
-                "an explainer asks for the cotangents (B, M, K) of the logits and returns maps (B, M, h, w), not maps"
-                f" of shape {tuple(of_layers[0].shape)}"
-            )
-    elif explainer in gradient.MAPS:
-        recorded = taps.record(network, images)
-        of_layers = [saliency(explainer, recorded.activation, recorded.pull_back(cotangents(recorded.logits)))]
-    else:
-        tapped = [explanation_layer(network, name) for name in layers]
-        of_layers = _at_layers(explainer, network, images, cotangents, tapped, reshape)
+    with taps.heard(network, lambda answer: doubts.extend(cautions.of_answer(answer))):
+        if not isinstance(explainer, str) or explainer in OWN:
+            own = OWN[explainer] if isinstance(explainer, str) else explainer
+            of_layers = [own(network, images, cotangents, layers[0], relu)]  # (B, M, h, w)
+            if not asked or of_layers[0].ndim != 4 or of_layers[0].shape[:2] != asked[-1].cotangents.shape[:2]:
+                raise ValueError(
+                    "an explainer asks for the cotangents (B, M, K) of the logits and returns maps (B, M, h, w), not"
+                    f" maps of shape {tuple(of_layers[0].shape)}"
+                )
+        elif explainer in gradient.MAPS:
+            recorded = taps.record(network, images)
+            of_layers = [saliency(explainer, recorded.activation, recorded.pull_back(cotangents(recorded.logits)))]
+        else:
+            tapped = [explanation_layer(network, name) for name in layers]
+            of_layers, constant = _at_layers(explainer, network, images, cotangents, tapped, reshape)
+            # GradCAM at the network's own layer is what it is meant to be.
+            if any(constant) and explainer in cautions.COINCIDING and (layer is not None or explainer != "gradcam"):
+                names = {module: name for name, module in network.named_modules()}
+                doubts += [cautions.of_layer(names.get(found, "")) for found, flag in zip(tapped, constant) if flag]
     if not all(maps.isfinite().all() for maps in of_layers):
         raise ValueError(
             f"the maps of {explainer} are not finite though the logits are: the network's gradient overflows, or has no"
             " value, as that of a square root at 0"
         )
+    cautions.warn(doubts)
     of_layers = [answer(maps, asked[-1], relu) for maps in of_layers]  # (B, C, T, h, w)
     finest = [max(sizes) for sizes in zip(*(maps.shape[-2:] for maps in of_layers))]
     size = images.shape[-2:] if upsample else finest
@@ -151,17 +165,19 @@ def _at_layers(
     cotangents: Callable[[Tensor], Tensor],
     layers: Sequence[nn.Module],
     reshape: Layout | None,
-) -> list[Tensor]:
-    """Maps (B, M, h, w) at each layer, of one forward pass and M backward passes."""
+) -> tuple[list[Tensor], list[bool]]:
+    """Maps (B, M, h, w) at each layer, of one forward pass and M backward passes; is a layer's gradient constant?"""
     recorded = taps.record_each(network, images, layers)
     layouts = [layout(network, layer, images, output, reshape) for layer, output in zip(layers, recorded.activations)]
     activations = [laid_out(output) for laid_out, output in zip(layouts, recorded.activations)]
     maps: list[list[Tensor]] = [[] for _ in layers]
+    constant: list[bool] = []
     for cotangent_ in cotangents(recorded.logits).unbind(1):
-        gradients = recorded.pull_back(cotangent_)
-        for of_layer, laid_out, activation, gradient_ in zip(maps, layouts, activations, gradients):
-            of_layer.append(saliency(explainer, activation, laid_out(gradient_)[:, None]))
-    return [torch.cat(of_layer, 1) for of_layer in maps]
+        pulled = [laid_out(gradient_) for laid_out, gradient_ in zip(layouts, recorded.pull_back(cotangent_))]
+        for of_layer, activation, gradient_ in zip(maps, activations, pulled):
+            of_layer.append(saliency(explainer, activation, gradient_[:, None]))
+        constant = constant or [cautions.is_constant(gradient_) for gradient_ in pulled]  # one cotangent tells
+    return [torch.cat(of_layer, 1) for of_layer in maps], constant
 
 
 class _Answering(nn.Module):

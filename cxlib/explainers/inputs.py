@@ -124,15 +124,32 @@ def _mean_gradient(
     chunk: int,
 ) -> Tensor:
     """The weighted mean (B, M, 3, H, W) of the gradients at the copies (S, B, 3, H, W) of S indices, in parts."""
-    asked = cotangents(taps.logits(network, images)).unbind(1)
-    total = [torch.zeros_like(images) for _ in asked]
+    basis, combined = _spanning(cotangents(taps.logits(network, images)))
+    total = [torch.zeros_like(images) for _ in basis.unbind(1)]
     for part in torch.arange(len(weights)).split(max(1, chunk // len(images))):
         moved = copies(part)
         recorded = taps.record(network, moved.flatten(0, 1))
-        for summed, cotangent in zip(total, asked):
+        for summed, cotangent in zip(total, basis.unbind(1)):
             gradients = recorded.pull_back(cotangent.repeat(len(part), 1)).unflatten(0, moved.shape[:2])
             summed += torch.einsum("s,sbchw->bchw", weights[part].to(gradients), gradients)
-    return torch.stack(total, 1)
+        del recorded  # or two graphs would stand side by side
+    means = torch.stack(total, 1)
+    return means if combined is None else torch.einsum("bmr,brchw->bmchw", combined.to(means), means)
+
+
+def _spanning(cotangents: Tensor) -> tuple[Tensor, Tensor | None]:
+    """As few cotangents (B, R, K) as the M of (B, M, K) are combinations of, and their weights (B, M, R), if R < M.
+
+    All contrasts of T targets lie in the span of the targets' e_t, the softmax, the ones and the rivals of `max`: 20
+    cotangents of the five most probable classes are 7, and as many backward passes at every copy of an image.
+    """
+    # Every direction counts, also that of a `probability` next to 0: its map has its own scale.
+    size = cotangents.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(cotangents.dtype).tiny)
+    left, singular, right = torch.linalg.svd((cotangents / size).double(), full_matrices=False)
+    n = max(1, int((singular > 16 * torch.finfo(cotangents.dtype).eps * singular[:, :1]).sum(-1).max()))
+    if n >= cotangents.shape[1]:
+        return cotangents, None
+    return right[:, :n].to(cotangents), size * left[..., :n] * singular[:, None, :n]
 
 
 def _real(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cxlib import runtime, taps
 from cxlib.contrasts import check_targets
 from cxlib.explainers import EXPLAINERS, answer, ask, cam, explain, resized, saliency
+from cxlib.explainers.cautions import is_constant
 from cxlib.metrics.baselines import Blur, Fill, fills
 from cxlib.networks import fast
 
@@ -307,12 +308,6 @@ def _lead_of_masked(
         logits = taps.logits(network, masked.contiguous(memory_format=torch.channels_last))
         leads.append(_lead(logits, classes.expand(len(part), 2)))
     return torch.cat(leads).view(shape)
-
-
-def is_constant(gradients: Tensor) -> bool:
-    """Whether gradients (..., h, w) are constant over the map, as they are where only pooling follows."""
-    centre = gradients.mean((-2, -1), keepdim=True)
-    return bool((gradients - centre).abs().max() <= 1e-5 * gradients.abs().max())
 
 
 def _lead(logits: Tensor, leading: Tensor) -> Tensor:
