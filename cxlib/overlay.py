@@ -26,11 +26,16 @@ COLOURS = {
 
 LABELS = {
     "gradient": "Gradient",
+    "input_x_gradient": "Input x gradient",
+    "integrated_gradients": "Integrated gradients",
+    "smoothgrad": "SmoothGrad",
     "gradcam": "GradCAM",
     "linear_approximation": "Linear approximation",
     "xgradcam": "XGradCAM",
     "gradcam++": "GradCAM++",
+    "layercam": "LayerCAM",
     "fullgrad": "FullGrad",
+    "lrp": "LRP",
     "vit_gradcam": "GradCAM",
     "attention_rollout": "Attention rollout",
     "without_relu": "without ReLU",

@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 from test_params import command
 from test_tables_claims import (
+    intervention_cell,
     localisation_cell,
     masking_cell,
     perturbation_cell,
@@ -91,6 +92,7 @@ CONTENT = {
     "by_ambiguity": lambda rng: tables.by_ambiguity({"a": masking_cell(), "b": masking_cell(1)}, rng),
     "localisation": lambda rng: tables.localisation({"a": localisation_cell(), "b": localisation_cell(1)}, rng),
     "localisation_by_p_2": lambda rng: tables.localisation_by_p_2({"a": localisation_cell()}, rng),
+    "intervention": lambda rng: tables.intervention({"a": intervention_cell()}, rng),
     "figure_3": lambda rng: some_maps(),
     "figure_4": lambda rng: some_maps(),
     "figure_5": lambda rng: some_maps() | {"contrasts": np.array(["standard", "without_relu"])},
@@ -113,10 +115,25 @@ def test_every_figure_is_drawn_from_its_file_and_is_the_same_bytes_twice(name, r
     assert imread(tmp_path / "first.png").std() > 0.05
 
 
+def test_dots_of_repainting_are_the_tables_agreements_and_the_best_explainer_is_on_top(drawn, rng):
+    table = tables.intervention({"a": intervention_cell()}, rng)
+    figures.intervention(table, "unused.png")
+    contrasts = table["contrast"].unique().tolist()
+    contrasts.remove("perfect")
+    for axis, quantity in zip(drawn[0].axes, ("rank", "found")):
+        dots = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o"]
+        expected = table[(table["quantity"] == quantity) & table["contrast"].isin(contrasts)]["value"]
+        assert sorted(dots) == pytest.approx(sorted(expected))
+    ranks = table[(table["quantity"] == "rank") & table["contrast"].isin(contrasts)]
+    best = ranks.loc[ranks["value"].idxmax(), "explainer"]
+    assert drawn[0].axes[0].get_yticklabels()[-1].get_text() == overlay.LABELS.get(best, best)
+
+
 EMPTY = {
     "table1": lambda rng: tables.masking({"a": masking_cell(n_above=0)}, True, rng),
     "localisation": lambda rng: tables.localisation({"a": localisation_cell(n_above=0)}, rng),
     "localisation_by_p_2": lambda rng: tables.localisation_by_p_2({}, rng),
+    "intervention": lambda rng: tables.intervention({}, rng),
     "figure_3": lambda rng: some_maps(n_images=0),
 }
 

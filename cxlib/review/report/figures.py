@@ -527,6 +527,51 @@ def ledger(table: pd.DataFrame, path: Path | str) -> None:
 
 
 #: The figures that are drawn from one table, or from maps.
+def intervention(table: pd.DataFrame, path: Path | str) -> None:
+    """Truth by intervention: a row an explainer, the best on top, its contrasts beside each other with their intervals.
+
+    Left how well masses rank the effects across images, right how much of an effect's share they find; the grey bar is
+    what a perfect map of the explainer's resolution reaches.
+
+    Args:
+        table: as `tables.intervention` gives it.
+        path: PNG to write.
+    """
+    networks = list(dict.fromkeys(table["network"]))
+    if not networks:
+        return overlay.nothing("No test image was repainted.", path)
+    n_rows = table["explainer"].nunique()
+    figure = Figure(figsize=(8.5, 0.9 + 0.42 * n_rows * len(networks)), layout="constrained")
+    axes = figure.subplots(len(networks), 2, squeeze=False, sharey="row")
+    contrasts = [contrast for contrast in dict.fromkeys(table["contrast"]) if contrast != "perfect"]
+    offsets = dict(zip(contrasts, np.linspace(-0.25, 0.25, len(contrasts))))
+    for network, panels in zip(networks, axes):
+        rows = table[table["network"] == network].set_index(["quantity", "contrast", "explainer"]).sort_index()
+        order = rows.loc["rank"].loc[contrasts].groupby("explainer")["value"].max().sort_values().index.tolist()
+        for axis, quantity, title in (
+            (panels[0], "rank", "rank correlation of mass and effect,\nacross images within a part"),
+            (panels[1], "found", "share of the mass where the effect is,\nof what a perfect map has there"),
+        ):
+            for (y, explainer), contrast in product(enumerate(order), contrasts):
+                place, colour = y - offsets[contrast], COLOURS.get(contrast, "black")
+                value, low, high = rows.loc[(quantity, contrast, explainer), ["value", "low", "high"]]
+                axis.plot([low, high], [place, place], color=colour, linewidth=1.5)
+                axis.plot(value, place, "o", color=colour, markersize=5)
+            for y, explainer in enumerate(order):
+                best = rows.loc[(quantity, "perfect", explainer), "value"]
+                axis.plot([best, best], [y - 0.35, y + 0.35], color="grey", linewidth=2)
+            axis.axvline(0, color="black", linewidth=0.7)
+            axis.set_yticks(range(n_rows), [LABELS.get(name, name) for name in order])
+            axis.set_xlabel(title, fontsize=9)
+            axis.spines[["top", "right"]].set_visible(False)
+        n_images = rows["n_images"].iloc[0]
+        panels[0].set_title(f"{network}: {n_images} birds, every part repainted", fontsize=9, loc="left")
+    marks = [Line2D([], [], color=COLOURS.get(c, "black"), label=c, marker="o", linestyle="") for c in contrasts]
+    marks.append(Line2D([], [], color="grey", linewidth=2, label="perfect map"))
+    figure.legend(handles=marks, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return overlay.save(figure, path)
+
+
 FIGURES: dict[str, Callable[[Any, Path | str], None]] = {
     "figure_1_2": figure_1_2,
     "perturbation_vs_published": perturbation_vs_published,
@@ -537,6 +582,7 @@ FIGURES: dict[str, Callable[[Any, Path | str], None]] = {
     "by_ambiguity": by_ambiguity,
     "localisation": localisation,
     "localisation_by_p_2": localisation_by_p_2,
+    "intervention": intervention,
     "figure_3": overlay.over_images,
     "figure_4": overlay.over_images,
     "figure_5": overlay.over_images,
