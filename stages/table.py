@@ -3,6 +3,8 @@
 Each reads FOLDER/NETWORK.npz of every network asked for; a missing one is an error, any other is removed.
 """
 
+from pathlib import Path
+
 import click
 import numpy as np
 import pandas as pd
@@ -111,6 +113,8 @@ def localisation(networks, folder, seed, p_2_table, table, metrics):
 
 def repainted(folder, networks):
     """The cells of the networks whose birds were repainted; only painted ones can be: `none`."""
+    if not folder or not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder}: run the stage that writes it")
     return runtime.read_cells(folder, networks) if "none" not in networks else {}
 
 
