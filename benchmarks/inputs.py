@@ -2,7 +2,7 @@
 
 The five most probable classes under four contrasts, at equal bounds of memory: as many images pass the network at once
 on both sides. captum explains one number an image, so that it repeats its passes for each of the twenty; cxlib shares
-the forward passes, and the backward passes of what the twenty span. SmoothGrad sees the same noise on both sides. Same
+the forward passes, and where `spanned` the backward passes too. SmoothGrad sees the same noise on both sides. Same
 numbers first; then the best of runs in turn. Random weights.
 """
 
@@ -19,8 +19,10 @@ from cxlib.contrasts import cotangent
 from cxlib.explainers import explain
 from cxlib.explainers.inputs import integrated_gradients, smoothgrad
 
-CONTRASTS, NOISE, FLOOR = ("original", "mean", "max", "weighted"), 0.15, 3.0
+CONTRASTS, NOISE = ("original", "mean", "max", "weighted"), 0.15
 METHODS = ("integrated_gradients", "smoothgrad")
+#: Times faster, each of twenty cotangents passed back, and what they span.
+FLOORS = {"ours": 1.3, "spanned": 3.0}
 
 
 def build(name: str, size: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -34,11 +36,15 @@ def build(name: str, size: int) -> tuple[nn.Module, Tensor, Tensor]:
     return network, image, taps.logits(network, image).topk(5).indices
 
 
-def ours(method: str, network: nn.Module, image: Tensor, targets: Tensor, copies: int, at_once: int) -> Tensor:
+def ours(
+    method: str, network: nn.Module, image: Tensor, targets: Tensor, copies: int, at_once: int, spanned: bool
+) -> Tensor:
     """Maps (4, 1, 5, H, W), of as many copies of the image as there are steps or samples."""
     explainer = {
-        "integrated_gradients": partial(integrated_gradients, steps=copies, baseline=0.0, chunk=at_once),
-        "smoothgrad": partial(smoothgrad, samples=copies, noise=NOISE, chunk=at_once),
+        "integrated_gradients": partial(
+            integrated_gradients, steps=copies, baseline=0.0, chunk=at_once, spanned=spanned
+        ),
+        "smoothgrad": partial(smoothgrad, samples=copies, noise=NOISE, chunk=at_once, spanned=spanned),
     }[method]
     return explain(network, image, targets, explainer, CONTRASTS)
 
@@ -86,20 +92,26 @@ def main(network: str, size: int, copies: int, at_once: int, runs: int) -> None:
         f"{network}, {size} pixels, 5 classes x {len(CONTRASTS)} contrasts, {copies} copies, {at_once} at once,"
         f" {torch.get_num_threads()} threads; {versions('torch', 'captum')}; {processor()}"
     )
-    print(f"{'what':22} {'ours s':>8} {'captum s':>9} {'times':>6} {'floor':>6} {'MiB':>11} {'difference':>11}")
+    print(f"{'what':22} {'side':8} {'s':>6} {'captum s':>9} {'times':>6} {'floor':>6} {'MiB':>11} {'difference':>11}")
     slow = []
     for method in METHODS:
         given = method, model, image, targets, copies, at_once
-        sides = {"ours": lambda given=given: ours(*given), "captum": lambda given=given: theirs(*given)}
+        sides = {
+            "ours": lambda given=given: ours(*given, False),
+            "spanned": lambda given=given: ours(*given, True),
+            "captum": lambda given=given: theirs(*given),
+        }
         results, timings = interleaved(sides, runs)
-        best = {side: min(timing.wall) for side, timing in timings.items()}
-        times, memory = best["captum"] / best["ours"], " / ".join(f"{peak(side):.0f}" for side in sides.values())
-        print(
-            f"{method:22} {best['ours']:8.2f} {best['captum']:9.2f} {times:6.1f} {FLOOR:6.1f} {memory:>11}"
-            f" {check(results['ours'], results['captum']):11.1e}",
-            flush=True,
-        )
-        slow += [method] * (times < FLOOR)
+        best, memory = min(timings["captum"].wall), peak(sides["captum"])
+        for side, floor in FLOORS.items():
+            difference, seconds = check(results[side], results["captum"]), min(timings[side].wall)
+            used = f"{peak(sides[side]):.0f} / {memory:.0f}"
+            print(
+                f"{method:22} {side:8} {seconds:6.2f} {best:9.2f} {best / seconds:6.1f} {floor:6.1f} {used:>11}"
+                f" {difference:11.1e}",
+                flush=True,
+            )
+            slow += [f"{method}, {side}"] * (best / seconds < floor)
     if slow:
         raise SystemExit(f"below the floor: {', '.join(slow)}")
 

@@ -11,7 +11,7 @@ are float32 at least, and so is all that is made of them. Only `precision` of `r
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,12 +240,12 @@ def rewritten(layers: Mapping[nn.Module, Callable[[nn.Module, Tensor, Tensor], T
 
 @contextmanager
 def heard(network: nn.Module, hear: Callable[[Any], None]) -> Iterator[None]:
-    """Inside, a function hears every answer of the network, in the graph that made it."""
-    handle = network.register_forward_hook(lambda _module, _inputs, answer: hear(answer))
-    try:
+    """Inside, a function hears every answer of the network, in the graph that made it; a scripted one has no ear."""
+    with ExitStack() as stack:
+        with suppress(RuntimeError):
+            handle = network.register_forward_hook(lambda _module, _inputs, answer: hear(answer))
+            stack.callback(handle.remove)
         yield
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

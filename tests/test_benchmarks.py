@@ -76,11 +76,12 @@ def test_blur_and_mask(benchmark, monkeypatch):
         masking.check(actual, expected.flip(2))
 
 
+@pytest.mark.parametrize("spanned", [False, True])
 @pytest.mark.parametrize("method", ["integrated_gradients", "smoothgrad"])
-def test_captum_has_the_same_twenty_maps(benchmark, method):
+def test_captum_has_the_same_twenty_maps(benchmark, method, spanned):
     inputs = benchmark("inputs")
     given = *inputs.build("squeezenet1_1", 32), 5, 2
-    actual, expected = inputs.ours(method, *given), inputs.theirs(method, *given)
+    actual, expected = inputs.ours(method, *given, spanned), inputs.theirs(method, *given)
     assert actual.shape == (4, 1, 5, 32, 32)
     assert inputs.check(actual, expected) < 1e-4
     with pytest.raises(SystemExit, match="the sides differ"):

@@ -86,8 +86,8 @@ def test_a_sigmoid_inside_is_told(flat, images, targets, explainer):
     for network in (nn.Sequential(flat, nn.Sigmoid()), Reshaped(flat)):
         output = None if isinstance(network, nn.Sequential) else lambda answer: answer["scores"]
         (text,) = told(network, images, targets, explainer, output=output)
-        assert "ends in a sigmoid" in text
-        assert "`weighted` sets labels that are there together against each other" in text
+        assert text.startswith("the network ends in a sigmoid")
+        assert "`weighted` and its kin set labels that are there together against each other" in text
 
 
 def test_the_logits_before_a_sigmoid_are_explained_in_silence(flat, images, targets):
@@ -171,6 +171,12 @@ def test_a_refused_explanation_warns_of_nothing_and_leaves_no_hook(flat, images,
         explain(network, images, targets, "gradient", "best")
     assert not caught
     assert not network._forward_hooks
+
+
+def test_a_scripted_network_takes_no_hook_and_is_explained_as_any(flat, images, targets):
+    scripted = torch.jit.script(nn.Sequential(*flat.features, nn.Flatten(), flat.head, nn.Softmax(1)))
+    (text,) = told(scripted, images, targets, "gradient")
+    assert text.startswith("a softmax is inside")
 
 
 # --- how ----------------------------------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ _SOFTMAX = (
     " logits, and `weighted` would take the softmax of probabilities; explain with output=torch.log, or without it"
 )
 _SIGMOID = (
-    "the network ends in a sigmoid, as for labels that do not exclude each other: it flattens the gradient of what is"
-    " certain (explain with output=torch.logit), and `weighted` sets labels that are there together against each other"
-    " (take `original`, or `contrasts.groups` of the labels that are meant)"
+    "the network ends in a sigmoid, which flattens the gradient of what is certain: explain with output=torch.logit; if"
+    " its labels do not exclude each other, `weighted` and its kin set labels that are there together against each"
+    " other: take `original`, or `contrasts.groups` of the labels that are meant"
 )
 _SEVERAL = (
     "the network's labels do not exclude each other (multi_label_classification): `weighted` and its kin set labels"

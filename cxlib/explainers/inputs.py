@@ -36,6 +36,7 @@ def integrated_gradients(
     steps: int = 50,
     baseline: Tensor | float | None = None,
     chunk: int = 16,
+    spanned: bool = False,
 ) -> Tensor:
     """Integrated gradients (Sundararajan et al. 2017), summed over the colours: (B, M, H, W).
 
@@ -50,6 +51,8 @@ def integrated_gradients(
             is smaller than a logit's, needs more for the same share: see what a map's sum lacks.
         baseline: x0, which broadcasts to the images; None is the image that the network sees as zero.
         chunk: how many images pass the network at once, or B where that is more, which bounds the memory.
+        spanned: pass back no more cotangents than the contrasts span, as few as 7 of 20. Maps are equal up to rounding,
+            which then depends on what else is asked for.
 
     Raises:
         ValueError: no step.
@@ -59,7 +62,7 @@ def integrated_gradients(
     places, weights = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(_counted("step", steps)))
     on_the_way = ((1 + places) / 2).to(x).view(-1, 1, 1, 1, 1)
     mean = _mean_gradient(
-        network, x, cotangents, lambda part: start + on_the_way[part] * (x - start), weights / 2, chunk
+        network, x, cotangents, lambda part: start + on_the_way[part] * (x - start), weights / 2, chunk, spanned
     )
     return ((x - start)[:, None] * mean).sum(2)
 
@@ -75,6 +78,7 @@ def smoothgrad(
     noise: float = 0.15,
     seed: int = 0,
     chunk: int = 16,
+    spanned: bool = False,
 ) -> Tensor:
     """SmoothGrad (Smilkov et al. 2017): the gradient's mean over noisy copies, summed over the colours: (B, M, H, W).
 
@@ -89,6 +93,8 @@ def smoothgrad(
         noise: the Gaussian's standard deviation as a share of the image's range; the paper takes 0.1 to 0.2.
         seed: of the noise.
         chunk: how many images pass the network at once, or B where that is more, which bounds the memory.
+        spanned: pass back no more cotangents than the contrasts span, as few as 7 of 20. Maps are equal up to rounding,
+            which then depends on what else is asked for.
 
     Raises:
         ValueError: no sample, or noise that is not finite and >= 0.
@@ -105,7 +111,7 @@ def smoothgrad(
         return x + sigma * torch.stack(drawn)[:, None].to(x)
 
     weights = torch.full((_counted("sample", samples),), 1 / samples, dtype=torch.float64)
-    return _mean_gradient(network, x, cotangents, noisy, weights, chunk).sum(2)
+    return _mean_gradient(network, x, cotangents, noisy, weights, chunk, spanned).sum(2)
 
 
 MAPS = {
@@ -122,9 +128,12 @@ def _mean_gradient(
     copies: Callable[[Tensor], Tensor],
     weights: Tensor,
     chunk: int,
+    spanned: bool,
 ) -> Tensor:
     """The weighted mean (B, M, 3, H, W) of the gradients at the copies (S, B, 3, H, W) of S indices, in parts."""
-    basis, combined = _spanning(cotangents(taps.logits(network, images)))
+    basis, combined = cotangents(taps.logits(network, images)), None
+    if spanned:
+        basis, combined = _spanning(basis)
     total = [torch.zeros_like(images) for _ in basis.unbind(1)]
     for part in torch.arange(len(weights)).split(max(1, chunk // len(images))):
         moved = copies(part)
@@ -137,19 +146,19 @@ def _mean_gradient(
     return means if combined is None else torch.einsum("bmr,brchw->bmchw", combined.to(means), means)
 
 
-def _spanning(cotangents: Tensor) -> tuple[Tensor, Tensor | None]:
-    """As few cotangents (B, R, K) as the M of (B, M, K) are combinations of, and their weights (B, M, R), if R < M.
+def _spanning(cotangents: Tensor) -> tuple[Tensor, Tensor]:
+    """As few cotangents (B, R, K) as the M of (B, M, K) are combinations of, and their weights (B, M, R).
 
     All contrasts of T targets lie in the span of the targets' e_t, the softmax, the ones and the rivals of `max`: 20
     cotangents of the five most probable classes are 7, and as many backward passes at every copy of an image.
     """
     # Every direction counts, also that of a `probability` next to 0: its map has its own scale.
-    size = cotangents.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(cotangents.dtype).tiny)
-    left, singular, right = torch.linalg.svd((cotangents / size).double(), full_matrices=False)
+    largest = cotangents.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(cotangents.dtype).tiny).double()
+    scaled = cotangents / largest
+    length = scaled.norm(dim=-1, keepdim=True).clamp(min=1)  # at least that, unless all is 0
+    left, singular, right = torch.linalg.svd(scaled / length, full_matrices=False)
     n = max(1, int((singular > 16 * torch.finfo(cotangents.dtype).eps * singular[:, :1]).sum(-1).max()))
-    if n >= cotangents.shape[1]:
-        return cotangents, None
-    return right[:, :n].to(cotangents), size * left[..., :n] * singular[:, None, :n]
+    return right[:, :n].to(cotangents), largest * length * left[..., :n] * singular[:, None, :n]
 
 
 def _real(images: Tensor) -> Tensor:
