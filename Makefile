@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test bench zoo lint verify compare params.yaml lock
+.PHONY: setup repro test bench zoo lint check verify compare params.yaml lock
 
 setup: .venv/ready
 
@@ -33,6 +33,9 @@ lint: .venv/ready
 	ruff check .
 	ruff format --check .
 	mypy
+
+# What must pass before anything lands.
+check: lint test
 
 # Hash every output again and compare with dvc.lock.
 verify: .venv/ready
