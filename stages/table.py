@@ -156,16 +156,16 @@ def claims(norms, norms_of, seed, published_perturbation, published_table, table
     The masked network --with-batch-norm is compared with the one --without-batch-norm; `none`: nothing is.
     """
     asked = {kind: options[KIND_OF.get(kind, kind)] for kind in FOLDERS}
-    read = {"intervened": repainted}
+    read, printed = {"intervened": repainted}, pd.read_csv(published_table)
     cells = {
         kind: read.get(kind, runtime.read_cells)(options[f"{kind}_folder"], names) for kind, names in asked.items()
     }
     margins = [
         *statements.of_perturbation(cells["perturbed"], pd.read_csv(published_perturbation)),
-        *statements.of_masking(cells["masked"], pd.read_csv(published_table)),
+        *statements.of_masking(cells["masked"], printed),
         *statements.of_controls(cells["controlled"]),
         *statements.of_localisation(cells["localised"]),
-        *statements.of_interventions(cells["intervened"]),
+        *statements.of_interventions(cells["intervened"], printed),
         *statements.of_relations(cells["related"]),
         *statements.of_transformers(cells["transformers"], cells["masked"]),
         *statements.of_gradients(pd.read_csv(norms), norms_of, cells["saturated"]),

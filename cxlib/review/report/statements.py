@@ -3,7 +3,7 @@
 One function for each kind of stage whose arrays are read; `claims` says what a margin is and judges it.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -155,8 +155,7 @@ def _of_masks(network: str, cell: Arrays, published: pd.DataFrame) -> Iterator[M
         w = contrasts.index("weighted")
         # (images, explainers, targets, baselines, features, rules)
         gained, masked = tables.margins(cell)[above][..., w, :], cell["masked"][above][..., w, :]
-        printed_ones = [e for e, name in enumerate(explainers) if name in set(published["explainer"])]
-        table = printed_ones or list(range(len(explainers)))  # what the sentences about Table 1 are about
+        table = _of_table_1(explainers, published)
         equal_area = [r for r, rule in enumerate(rules) if rule != "unequal"]
         by_rule = dict(zip(rules, np.moveaxis(gained, -1, 0)))
         for rule in [rule for rule in ("published", "equal_kept") if rule in rules]:
@@ -230,6 +229,12 @@ def of_batch_norm(with_norm: Arrays, without: Arrays, network: str) -> Iterator[
             yield Margin("4.1_bn", network, f"{target}_with_minus_without", differences[None, :, t], DIFFERENCE)
 
 
+def _of_table_1(explainers: Sequence[str], published: pd.DataFrame) -> list[int]:
+    """Places of the explainers that the sentences about Table 1 are about: the printed ones, or all where none is."""
+    printed_ones = [e for e, name in enumerate(explainers) if name in set(published["explainer"])]
+    return printed_ones or list(range(len(explainers)))
+
+
 def _printed_margin(published: pd.DataFrame, axis: str, value: str) -> float:
     rows = published[(published[axis] == value) & published["kept_features"].isin(list(BETTER))]
     if rows.empty:
@@ -277,11 +282,12 @@ def of_localisation(cells: Mapping[str, Arrays]) -> Iterator[Margin]:
                          images=_pictures(cell, ~above))  # fmt: skip
 
 
-def of_interventions(cells: Mapping[str, Arrays]) -> Iterator[Margin]:
+def of_interventions(cells: Mapping[str, Arrays], published: pd.DataFrame) -> Iterator[Margin]:
     """Claim 2 by a measure without p: maps held against what repainting does; means over explainers and targets.
 
     Args:
         cells: for each network the arrays of the intervention stage.
+        published: the printed Table 1, whose explainers the sentence is about.
 
     Raises:
         ValueError: a contrast is missing.
@@ -290,17 +296,17 @@ def of_interventions(cells: Mapping[str, Arrays]) -> Iterator[Margin]:
         contrasts = list(map(str, cell["contrasts"]))
         if missing := {"original", "weighted"} - set(contrasts):
             raise ValueError(f"{network} was repainted without the contrast {min(missing)!r}, which 4.2_expected needs")
-        of, pictures = tables.agreeing(cell), _pictures(cell)
+        of, pictures, table = tables.agreeing(cell), _pictures(cell), _of_table_1(list(cell["explainers"]), published)
         compared = [contrasts.index("weighted"), contrasts.index("original")]
 
         def ahead(means: np.ndarray) -> np.ndarray:
             first, second = np.moveaxis(from_moments(means), 2, 0)
             return (first - second).mean((1, 2))
 
-        share = of.share[of.telling][:, :, compared].mean((1, 3))
+        share = of.share[of.telling][:, table][:, :, compared].mean((1, 3))
         for name, values, statistic, birds in (
             ("share", share[:, 0] - share[:, 1], None, of.images[of.telling]),
-            ("rank", of.ranks[:, :, compared], ahead, of.images),
+            ("rank", of.ranks[:, table][:, :, compared], ahead, of.images),
         ):
             margin = Margin("4.2_expected", network, f"repainting_{name}_weighted_minus_original", values[None],
                             images=[pictures[bird] for bird in birds])  # fmt: skip
