@@ -455,7 +455,8 @@ def repainting(cells: Mapping[str, Arrays], rng: np.random.Generator) -> pd.Data
             for quantity, (values, own) in measured.items():
                 if len(values):
                     estimate = crossed(values[None].astype(float), _itself, rng, own.tolist(), 2000)
-                    rows.append((network, name, dose, quantity, *estimate[:3], len(set(own.tolist())), len(values)))
+                    bounds = map(float, estimate[:3])
+                    rows.append((network, name, dose, quantity, *bounds, len(set(own.tolist())), len(values)))
     columns = ["network", "repainted", "dose", "quantity", "value", "low", "high", "n_images", "n_pairs"]
     return pd.DataFrame(rows, columns=columns)
 
