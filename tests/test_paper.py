@@ -112,8 +112,8 @@ def paper(tmp_path_factory):
     top = tmp_path_factory.mktemp("paper")
     repo, served = top / "repo", top / "served"
     served.mkdir()
-    for name in ("cxlib", "stages", "conf", "data/reference"):
-        shutil.copytree(ROOT / name, repo / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("cxlib", "stages", "conf", "data/reference", "data/interventions"):
+        shutil.copytree(ROOT / name, repo / name, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
     (repo / ".dvc").mkdir()
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
         shutil.copy(ROOT / name, repo / name)

@@ -246,7 +246,7 @@ def test_every_output_of_every_stage_is_there(pipeline):
 
 def test_stages_write_nothing_else(pipeline):
     outs = [path for paths in pipeline.outs.values() for path in paths]
-    given = ("data/reference/", ".dvc/", "params.yaml", "dvc.yaml", ".dvcignore")
+    given = ("data/reference/", "data/interventions/README.md", ".dvc/", "params.yaml", "dvc.yaml", ".dvcignore")
     extra = [
         name
         for name in contents(pipeline.folder)
