@@ -101,6 +101,14 @@ def is_activation(module: nn.Module) -> bool:
     return home == "transformers.activations"  # holds nothing else
 
 
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) of a batch norm in evaluation mode."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach()
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+
+
 def zero_image(network: nn.Module) -> Tensor | float:
     """The colour (3, 1, 1) that the network's first layer sees as zero; 0 for a network that we did not build."""
     for module in nested(network):
@@ -115,11 +123,7 @@ def _own(layer: Any, _x: Tensor, _y: Tensor) -> _Bias:
 
 
 def _of_batch_norm(layer: Any, _module: nn.Module, _x: Tensor, _y: Tensor) -> _Bias:
-    slope = (layer.running_var + layer.eps).rsqrt()
-    if layer.weight is not None:
-        slope = slope * layer.weight.detach()
-    bias = -layer.running_mean * slope
-    return (bias if layer.bias is None else bias + layer.bias.detach()), 1
+    return scale_and_shift(layer)[1], 1
 
 
 def _implicit(activation: Any, x: Tensor, y: Tensor) -> _Bias:

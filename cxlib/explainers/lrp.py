@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from cxlib import runtime, taps
-from cxlib.explainers.fullgrad import Cotangents, is_activation, spread
+from cxlib.explainers.fullgrad import Cotangents, is_activation, scale_and_shift, spread
 
 _LINEAR = ("Conv1d", "Conv2d", "Conv3d", "Conv2dSame", "Linear")
 _GATES = ("Sigmoid", "Hardsigmoid", "HardSigmoid")
@@ -154,7 +154,7 @@ def lrp(
         return _shared_out(y, sums_of(_folded(module), x), epsilon)
 
     def norm(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        scale, shift = (values.view(-1, *[1] * (x.ndim - 2)) for values in _slope(module))
+        scale, shift = (values.view(-1, *[1] * (x.ndim - 2)) for values in scale_and_shift(module))
         z = (x * scale + shift).to(x.dtype)
         feeder = feeders.get(module)
         sums: Sums = [(z, 1.0)] if feeder is None else sums_of(_folded(feeder, module), inputs.pop(feeder))
@@ -250,19 +250,11 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
-def _slope(norm: Any) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) of a batch norm in evaluation mode."""
-    scale = (norm.running_var + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.detach()
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach()
-
-
 def _folded(module: Any, norm: nn.Module | None = None, dtype: torch.dtype | None = None) -> Layer:
     """A layer with its batch norm folded into it, by default in its own precision."""
     weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
     if norm is not None:
-        scale, shift = _slope(norm)
+        scale, shift = scale_and_shift(norm)
         weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
         bias = shift if bias is None else shift + scale * bias
     return Layer(module, weight.to(dtype), None if bias is None else bias.to(dtype))

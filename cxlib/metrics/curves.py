@@ -14,6 +14,7 @@ from cxlib import taps
 from cxlib.contrasts import check_targets
 from cxlib.explainers import resized
 from cxlib.metrics.baselines import Baseline, Blur, fills
+from cxlib.metrics.masking import ascending_ranks
 from cxlib.metrics.similarity import check_maps
 from cxlib.networks import fast
 
@@ -82,7 +83,8 @@ def insertion_deletion(
     size = images.shape[-2:]
     (fill,) = fills(network, images, [baseline], Blur().at(min(size)) if blur is None else blur)
     by_image = maps.reshape(-1, n_images, n_targets, *maps.shape[-2:]).transpose(0, 1)  # (B, C, T, h, w)
-    ranks = _descending_ranks(resized(by_image.flatten(1, 2).to(images), size))  # (B, C * T, H, W)
+    # Of 0 the highest pixel, in maps (B, C * T, H, W); ties keep the pixels' order.
+    ranks = ascending_ranks(-resized(by_image.flatten(1, 2).to(images), size))
     pairs = torch.cat(
         [of_image.reshape(n_images, -1).to(images.device, torch.long) for of_image in (targets, others)], 1
     )
@@ -116,11 +118,3 @@ def insertion_deletion(
 def area(curve: Tensor) -> Tensor:
     """Area under curves (..., S + 1) over shares from 0 to 1 in equal steps, by the trapezoidal rule: (...)."""
     return torch.trapezoid(curve, dx=1 / (curve.shape[-1] - 1), dim=-1)
-
-
-def _descending_ranks(maps: Tensor) -> Tensor:
-    """Rank of each pixel within its map (..., H, W), 0 the highest; ties keep the pixels' order."""
-    flat = maps.flatten(-2)
-    order = flat.argsort(dim=-1, descending=True, stable=True)
-    positions = torch.arange(flat.shape[-1], device=maps.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, positions).view_as(maps)

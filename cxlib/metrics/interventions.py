@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cxlib import taps
 from cxlib.contrasts import Contrast
 from cxlib.explainers import explain, resized
 
@@ -27,7 +28,6 @@ from cxlib.explainers import explain, resized
 OUTCOMES = ("y_t1", "y_t2", "p_t1", "p_t2", "top")
 
 
-@torch.no_grad()
 def outcomes(network: nn.Module, images: Tensor, pairs: Tensor, batch_size: int) -> Tensor:
     """Logits and probabilities of two classes, and the most probable of all: (N, 5) float64, see `OUTCOMES`.
 
@@ -39,7 +39,7 @@ def outcomes(network: nn.Module, images: Tensor, pairs: Tensor, batch_size: int)
     """
     found = []
     for batch, pair in zip(images.split(batch_size), pairs.split(batch_size)):
-        logits = network(batch).double()
+        logits = taps.logits(network, batch).double()
         values = [logits.gather(1, pair), logits.softmax(1).gather(1, pair), logits.argmax(1, keepdim=True)]
         found.append(torch.cat(values, 1))
     return torch.cat(found)

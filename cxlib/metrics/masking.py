@@ -145,7 +145,7 @@ def kept_pixels(maps: Tensor, pair: Sequence[int], rules: Sequence[str]) -> Tens
         raise ValueError("an empty list keeps no pixels: name a rule or more")
     for rule in rules:
         runtime.check_name("rule", rule, RULES)
-    ranks = _ranks(maps)
+    ranks = ascending_ranks(maps)
     counts = {"positive": (maps > 0).sum((-2, -1)), "negative": (maps < 0).sum((-2, -1))}
     stacked = [torch.stack([RULES[rule](ranks, counts[f], pair, f) for rule in rules], 2) for f in FEATURES]
     return torch.stack(stacked, 1)
@@ -316,7 +316,7 @@ def _lead(logits: Tensor, leading: Tensor) -> Tensor:
     return first - second
 
 
-def _ranks(maps: Tensor) -> Tensor:
+def ascending_ranks(maps: Tensor) -> Tensor:
     """Rank of each pixel within its map, 0 the lowest; ties keep the pixels' order."""
     flat = maps.flatten(-2)
     order = flat.argsort(dim=-1, stable=True)

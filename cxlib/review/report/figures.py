@@ -526,7 +526,6 @@ def ledger(table: pd.DataFrame, path: Path | str) -> None:
     overlay.save(figure, path)
 
 
-#: The figures that are drawn from one table, or from maps.
 def intervention(table: pd.DataFrame, path: Path | str) -> None:
     """Truth by intervention: a row an explainer, the best on top, its contrasts beside each other with their intervals.
 
@@ -572,6 +571,7 @@ def intervention(table: pd.DataFrame, path: Path | str) -> None:
     return overlay.save(figure, path)
 
 
+#: The figures that are drawn from one table, or from maps.
 FIGURES: dict[str, Callable[[Any, Path | str], None]] = {
     "figure_1_2": figure_1_2,
     "perturbation_vs_published": perturbation_vs_published,
