@@ -11,7 +11,7 @@ from _experiment import network_options, running
 from cxlib import networks, runtime
 from cxlib.datasets.images import choose, read
 from cxlib.review import gradient_norms
-from cxlib.review.report import statistics
+from cxlib.review.ledger import statistics
 
 
 @click.command(cls=SharedStage)

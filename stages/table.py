@@ -11,8 +11,8 @@ import pandas as pd
 from _command import COUNT, SHARE, Stage, option, several
 
 from cxlib import runtime
-from cxlib.review.report import claims as judged
-from cxlib.review.report import statements, tables
+from cxlib.review.ledger import claims as judged
+from cxlib.review.ledger import statements, tables
 
 #: What the ledger is made of, by the kind of network that it is of; saturation is of the perturbed ones.
 FOLDERS = ("perturbed", "saturated", "masked", "controlled", "localised", "intervened", "related", "transformers")

@@ -21,7 +21,8 @@ from test_tables_claims import (
 from test_variants import compared_cell
 
 from cxlib import overlay, runtime
-from cxlib.review.report import claims, figures, tables
+from cxlib.review.ledger import claims, tables
+from cxlib.review.report import figures
 
 CONTRASTS = ("original", "mean", "max", "weighted")
 

@@ -809,9 +809,9 @@ def test_another_network_leaves_the_cells_of_the_others_alone(tiny, tmp_path):
     "file",
     [
         "cxlib/review/report/figures.py",
-        "cxlib/review/report/tables.py",
-        "cxlib/review/report/claims.py",
-        "cxlib/review/report/statistics.py",
+        "cxlib/review/ledger/tables.py",
+        "cxlib/review/ledger/claims.py",
+        "cxlib/review/ledger/statistics.py",
         "cxlib/review/perturbation.py",
         "cxlib/review/relations.py",
         "cxlib/review/selection.py",

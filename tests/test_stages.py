@@ -31,7 +31,7 @@ from torchvision import transforms
 from cxlib import networks, runs, runtime
 from cxlib.datasets import images
 from cxlib.metrics import parts
-from cxlib.review.report import statistics, tables
+from cxlib.review.ledger import statistics, tables
 
 MINIATURE = (
     "profile=tiny",

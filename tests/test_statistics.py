@@ -7,7 +7,7 @@ from scipy import stats
 
 from cxlib import networks
 from cxlib.review.gradient_norms import gradient_norms, ranks_to_explain
-from cxlib.review.report.statistics import (
+from cxlib.review.ledger.statistics import (
     bootstrap,
     bootstrap_mean,
     correlation,

@@ -17,7 +17,7 @@ from test_variants import compared_cell
 
 from cxlib import runtime
 from cxlib.metrics import interventions
-from cxlib.review.report import claims, statements, statistics, tables
+from cxlib.review.ledger import claims, statements, statistics, tables
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 QUANTITIES = ("accuracy", "p_t", "y_t")

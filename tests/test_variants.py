@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from cxlib.explainers import explain, vit
 from cxlib.metrics import masking
 from cxlib.review import variants
-from cxlib.review.report import tables
+from cxlib.review.ledger import tables
 
 LEADING = torch.tensor([[4, 1], [0, 3], [2, 4]])
 SHOWN = torch.tensor([0, 1, 0])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cxlib.explainers import explain, resized, vit
 from cxlib.metrics import localisation
-from cxlib.review.report.statistics import correlation
+from cxlib.review.ledger.statistics import correlation
 
 #: Contrast and ReLU of each of the review's three variants, the last two of which are signed.
 VARIANTS = {"standard": ("original", True), "without_relu": ("original", False), "contrastive": ("weighted", False)}

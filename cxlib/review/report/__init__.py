@@ -1,1 +1,1 @@
-"""From values of single images to tables, verdicts and figures; without torch."""
+"""What a person looks at: figures, and two runs compared; without torch."""

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 
 from cxlib import overlay
 from cxlib.overlay import COLOURS
-from cxlib.review.report.claims import HOLDS, IDENTITY, NOT_SHOWN, REFUTED, STATEMENTS, decisive
-from cxlib.review.report.statistics import second_degree_fit
-from cxlib.review.report.tables import SURENESS, sureness
+from cxlib.review.ledger.claims import HOLDS, IDENTITY, NOT_SHOWN, REFUTED, STATEMENTS, decisive
+from cxlib.review.ledger.statistics import second_degree_fit
+from cxlib.review.ledger.tables import SURENESS, sureness
 
 PAIR_COLOURS = ("#7f6a93", "#e0a458", "#5b9a68", "#9aa0a6")
 """One colour a pair of variants."""

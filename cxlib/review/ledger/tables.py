@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cxlib.review.report.statistics import bootstrap_mean, correlation, crossed, from_moments, moments, sign_flip_test
+from cxlib.review.ledger.statistics import bootstrap_mean, correlation, crossed, from_moments, moments, sign_flip_test
 
 #: What a stage saved of one network: named arrays.
 Arrays = Mapping[str, np.ndarray]

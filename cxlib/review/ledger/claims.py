@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cxlib.review.report.statistics import crossed, holm, inside
+from cxlib.review.ledger.statistics import crossed, holm, inside
 
 #: Below this many images there is no verdict: the interval's own coverage is not to be trusted.
 FEWEST = 30

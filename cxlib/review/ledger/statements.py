@@ -9,10 +9,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from cxlib.review.report import tables
-from cxlib.review.report.claims import ALL, DIFFERENCE, EQUIVALENCE, FEWEST, IDENTITY, NOT_SAID, Margin
-from cxlib.review.report.statistics import correlation, from_moments, moments
-from cxlib.review.report.tables import BETTER, Arrays, evidence
+from cxlib.review.ledger import tables
+from cxlib.review.ledger.claims import ALL, DIFFERENCE, EQUIVALENCE, FEWEST, IDENTITY, NOT_SAID, Margin
+from cxlib.review.ledger.statistics import correlation, from_moments, moments
+from cxlib.review.ledger.tables import BETTER, Arrays, evidence
 
 #: Bounds of the equivalences: of a change of p_t, of a relative probability, and of Moran's I beyond chance.
 SMALL_CHANGE, SMALL_PROBABILITY, SMALL_COHERENCE = 0.005, 0.02, 0.1
