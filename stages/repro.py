@@ -1,8 +1,8 @@
 """`dvc repro` with several stages at once: each starts as soon as what it depends on is there.
 
-DVC runs one stage after the other, but leaves the repository to other processes of its own while a stage's command runs.
-On a few cores stages side by side, a thread each, are faster than each of them on all cores: much of a stage's time is
-its start, and work of a single thread.
+DVC runs one stage after the other, but lets other processes of its own run others while a stage's command runs. On a
+few cores stages side by side, a thread each, are faster than each of them on all cores: much of a stage's time is its
+start, and work of a single thread.
 """
 
 import multiprocessing

@@ -1,5 +1,6 @@
 """`make repro`: stages side by side in a real DVC repository, with the record that `dvc repro` would have left."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,17 @@ from test_faults import DVC, VERIFY, repository, told
 ROOT = Path(__file__).parents[1]
 REPRO = [sys.executable, str(ROOT / "stages" / "repro.py"), "--jobs", "2"]
 
-# `left` ends only if `right` runs meanwhile, and the other way round; each says how many threads it was given.
+# `left` ends only if `right` runs meanwhile, and the other way round.
 MEET = (
     "touch {it}.begun; for i in $(seq 600); do test -e {other}.begun && break; sleep 0.1; done; test -e {other}.begun"
 )
 PIPELINE = f"""
 stages:
-  left: {{cmd: "{MEET.format(it="left", other="right")} && cat source > left", deps: [source], outs: [left]}}
-  right: {{cmd: "{MEET.format(it="right", other="left")} && cat source > right", deps: [source], outs: [right]}}
+  left: {{cmd: "({MEET.format(it="left", other="right")}) && cat source > left", deps: [source], outs: [left]}}
+  right: {{cmd: "({MEET.format(it="right", other="left")}) && cat source > right", deps: [source], outs: [right]}}
   source: {{cmd: echo 7 > source, deps: [given], outs: [source]}}
   both: {{cmd: cat left right > both, deps: [left, right], outs: [both]}}
-  alone: {{cmd: echo 5 > alone, outs: [alone]}}
+  alone: {{cmd: echo $CXLIB_THREADS > alone, outs: [alone]}}
   after: {{cmd: cat alone > after, deps: [alone], outs: [after]}}
 """
 
@@ -42,6 +43,7 @@ def test_stages_run_side_by_side_and_after_what_they_depend_on(repo):
     assert code == 0, text
     assert sorted(started(text)) == ["after", "alone", "both", "left", "right", "source"]
     assert (repo / "both").read_text() == "7\n7\n"
+    assert (repo / "after").read_text() == f"{max(1, len(os.sched_getaffinity(0)) // 2)}\n"  # they share the cores
     assert told(VERIFY, repo) == (0, "6 outputs of 6 stages match dvc.lock\n")
     record = yaml.safe_load((repo / "dvc.lock").read_text())
     # What DVC itself makes of it: nothing to do, and the same record.
@@ -70,12 +72,12 @@ def test_targets_are_reproduced_with_what_they_need_alone(repo):
 
 
 def test_a_stage_that_fails_is_named_and_nothing_follows_it(repo):
-    broken = (repo / "dvc.yaml").read_text().replace("echo 5 > alone", "exit 3")
+    broken = (repo / "dvc.yaml").read_text().replace("echo $CXLIB_THREADS > alone", "exit 3")
     (repo / "dvc.yaml").write_text(broken)
     code, text = told(REPRO, repo)
     assert code == 1 and "Error: failed to reproduce alone" in text
     assert "after" not in started(text) and not (repo / "after").exists()
-    (repo / "dvc.yaml").write_text(broken.replace("exit 3", "echo 5 > alone"))
+    (repo / "dvc.yaml").write_text(broken.replace("exit 3", "echo $CXLIB_THREADS > alone"))
     assert told(REPRO, repo)[0] == 0
     assert told(VERIFY, repo)[0] == 0
 
