@@ -169,7 +169,7 @@ def test_experiments_list_networks_as_they_are(name):
         assert listed, key
         for network, entry in listed.items():
             images, explanation = (params["networks"][network].get(kind) for kind in ("images", "explanation"))
-            of_a_layer = key.startswith(("mask.", "control.", "localise.", "relate."))
+            of_a_layer = key.startswith(("mask.", "control.", "localise.", "judge.", "relate."))
             known = {"images": images, "explanation": explanation} if of_a_layer else images
             assert entry | known == entry
             # What an entry says of its own comes before an option of all.
