@@ -1,7 +1,7 @@
 """The command line: `cxlib explain IMAGE …` says why this class and not that one, `list` what there is."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -181,11 +181,12 @@ def known_networks() -> list[str]:
 
 def list_layers(model: networks.Network) -> None:
     """Print a network's layers; stars mark those explained by default."""
-    own = set()
-    for find in (
+    own: set[torch.nn.Module] = set()
+    finders: tuple[Callable[[], torch.nn.Module], ...] = (
         lambda: networks.explanation_layer(model),
         lambda: model.inner.get_submodule(vit.token_layers(model)[-1]),
-    ):
+    )
+    for find in finders:
         try:
             own.add(find())
         except ValueError:
