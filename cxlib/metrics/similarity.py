@@ -79,7 +79,7 @@ class TargetSensitivity(NamedTuple):
         correlation: Pearson's.
         rank_correlation: Spearman's.
         explained: the share of one map's energy (sum of squares) that a multiple of the other explains; negative where
-            that multiple is. 1 - |explained| is what only this target's map says.
+            that multiple is. ``1 - |explained|`` is what only this target's map says.
     """
 
     correlation: Tensor
