@@ -36,7 +36,7 @@ LISTS = (
 )
 OWN = ("data", "networks", *LISTS, "intervene.networks", "vit_maps", "sheets")
 #: Run by hand.
-BY_HAND = {"stages/verify.py", "stages/estimate.py", "stages/compare.py"}
+BY_HAND = {"stages/repro.py", "stages/verify.py", "stages/estimate.py", "stages/compare.py"}
 #: Folders of files whose hash is in a parameter: that is the dependency, and what else lies there is none.
 HASHED = {"archives", "weights_path"}
 MACHINE = {field.name for field in fields(runtime.Machine)}
