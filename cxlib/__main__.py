@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import torchvision
+from torch.nn import Module
 
 from cxlib import networks, photographs, runtime
 from cxlib.classnames import SECOND, chosen_classes, class_names, is_file
@@ -167,8 +168,8 @@ def known_networks() -> list[str]:
 
 def list_layers(model: networks.Network) -> None:
     """Print a network's layers; stars mark those explained by default."""
-    own: set[torch.nn.Module] = set()
-    finders: tuple[Callable[[], torch.nn.Module], ...] = (
+    own: set[Module] = set()
+    finders: tuple[Callable[[], Module], ...] = (
         lambda: networks.explanation_layer(model),
         lambda: model.inner.get_submodule(vit.token_layers(model)[-1]),
     )
