@@ -81,10 +81,7 @@ def chart(
     along = "x" if x["type"] == "quantitative" and not line else "y"
     value, place = (x, y) if along == "x" else (y, x)
     across = "y" if along == "x" else "x"
-    params, transform = (
-        [],
-        [f"indexof({list(values)!r}, datum['{column}']) < 0" for column, values in (never or {}).items()],
-    )
+    params, transform = [], [f"indexof({list(values)!r}, datum['{column}']) < 0" for column, values in (never or {}).items()]
     for number, (column, first) in enumerate(choose.items()):
         options = table[column].drop_duplicates().tolist()
         labels = [LABELS.get(str(option), str(option).replace("_", " ")) for option in options]
@@ -214,12 +211,7 @@ WAYS = {
 def effects(table: pd.DataFrame) -> list[Grid]:
     """What repainting does, a grid a network."""
     grids = []
-    quantities = {
-        "effect": "y_t falls by",
-        "positive": "falls in",
-        "flips": "decision flips in",
-        "leaves": "leaves pair",
-    }
+    quantities = {"effect": "y_t falls by", "positive": "falls in", "flips": "decision flips in", "leaves": "leaves pair"}
     for network, own in table.groupby("network", sort=False):
         rows = []
         for (way, dose), these in own.groupby(["repainted", "dose"], sort=False):
@@ -423,10 +415,7 @@ PICTURES: dict[str, tuple[str, str]] = {
         "Figure 6: gradients against logits",
         "Norm of the input gradient against the logit, a colour an image, with the second-degree fit.",
     ),
-    "figure_1_2": (
-        "Figures 1 and 2 as the review draws them",
-        "A row a quantity, a column a step and its repetitions.",
-    ),
+    "figure_1_2": ("Figures 1 and 2 as the review draws them", "A row a quantity, a column a step and its repetitions."),
 }
 """Figures that no chart stands for: title and what is to be seen, by the name of the PNG."""
 
