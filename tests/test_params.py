@@ -32,7 +32,7 @@ PROFILES = ("mini", "tiny", "sample", "paper")
 #: Below these keys a profile has what it likes: its data sets and networks.
 LISTS = (
     *("perturb.networks", "mask.networks", "control.networks", "localise.networks", "judge.networks"),
-    *("relate.networks", "vit.networks"),
+    *("relate.networks", "vit.networks", "explore.networks"),
 )
 OWN = ("data", "networks", *LISTS, "intervene.networks", "vit_maps", "sheets")
 #: Run by hand.
@@ -169,7 +169,7 @@ def test_experiments_list_networks_as_they_are(name):
         assert listed, key
         for network, entry in listed.items():
             images, explanation = (params["networks"][network].get(kind) for kind in ("images", "explanation"))
-            of_a_layer = key.startswith(("mask.", "control.", "localise.", "judge.", "relate."))
+            of_a_layer = key.startswith(("mask.", "control.", "localise.", "judge.", "relate.", "explore."))
             known = {"images": images, "explanation": explanation} if of_a_layer else images
             assert entry | known == entry
             # What an entry says of its own comes before an option of all.
@@ -209,6 +209,7 @@ def test_default_profile_asks_each_network_what_it_can_answer():
         "judge.networks": ["lite0_birds"],
         "relate.networks": ["lite0_birds", "lite0", "lite0_photographs"],
         "vit.networks": ["vit_lite0"],
+        "explore.networks": ["lite0_birds"],
     }
     assert mini["gradient_norms"]["network"] == mini["maps"]["figure_3"]["network"] == "lite0_birds"
     assert mini["vit_maps"]["figure_5"]["network"] == "vit_lite0"
@@ -397,7 +398,7 @@ def test_network_that_is_not_among_the_networks_is_an_error(name, key):
     "name",
     [
         "perturb@left", "saturate@left", "gradient_norms", "mask@left", "control@left", "localise@left",
-        "intervene@left", "judge@left", "relate@left", "maps@figure_3", "maps@figure_4", "vit@left",
+        "intervene@left", "judge@left", "relate@left", "explore@left", "maps@figure_3", "maps@figure_4", "vit@left",
         "vit_maps@figure_5",
     ],
 )  # fmt: skip
@@ -547,6 +548,7 @@ def test_every_experiment_runs_on_the_networks_it_names(profile):
         "judge": "judge.networks",
         "relate": "relate.networks",
         "vit": "vit.networks",
+        "explore": "explore.networks",
         "maps": "maps",
         "vit_maps": "vit_maps",
         "figure_5": "vit_maps",
