@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cxlib import networks
 from cxlib.explainers import explain
 from cxlib.metrics import cost, curves, localisation, randomisation, similarity
 
@@ -65,11 +66,12 @@ def judge(
     t1, t2 = leading.unbind(1)
     maps = torch.stack([explain(network, images, leading, explainer, contrasts, layer) for explainer in explainers])
     first, second = maps.unbind(3)  # (E, C, B, H, W) each
-    moved = first.roll([side // 2 for side in first.shape[-2:]], (-2, -1))
-    ordered = torch.stack([first, moved], 2)  # (E, C, 2 orders, B, H, W)
-    followed = curves.insertion_deletion(network, images, ordered.flatten(0, 2), t1, t2, steps=steps, chunk=len(images))
-    leads = torch.stack([followed.insertion, followed.deletion], -2)  # (..., B, 2 ways, steps + 1)
-    areas = curves.area(torch.stack([leads, leads.sigmoid()], -2)).unflatten(0, ordered.shape[:3])
+    half, quick, areas = [side // 2 for side in images.shape[-2:]], networks.fast(network), []
+    for own in first:  # the curves of one explainer at a time, to bound the memory
+        ordered = torch.cat([own, own.roll(half, (-2, -1))])
+        followed = curves.insertion_deletion(quick, images, ordered, t1, t2, steps=steps, chunk=len(images))
+        leads = torch.stack([followed.insertion, followed.deletion], -2)  # (2 C, B, 2 ways, steps + 1)
+        areas.append(curves.area(torch.stack([leads, leads.sigmoid()], -2)).unflatten(0, (len(ORDERS), -1)))
     parts = randomisation.blocks(network)
     likeness, silent = [], []
     for _part, renewed in randomisation.randomised(network, seed, [parts[-1], parts[0]]):
@@ -77,7 +79,7 @@ def judge(
         likeness.append(similarity.rank_correlation(first, others))
         silent.append((others == 0).flatten(-2).all(-1))
     return Judged(
-        areas.permute(3, 0, 1, 2, 4, 5),
+        torch.stack(areas).permute(3, 0, 2, 1, 4, 5),
         localisation.measure(maps.permute(2, 0, 1, 3, 4, 5), regions[:, None, None, None]).share.cpu(),
         similarity.correlation(first, second).permute(2, 0, 1).cpu(),
         torch.stack(likeness, -1).permute(2, 0, 1, 3).cpu(),

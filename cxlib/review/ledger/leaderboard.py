@@ -49,8 +49,8 @@ def leaderboard(cells: Mapping[str, Arrays], repainted: pd.DataFrame, rng: np.ra
                 margin = [np.nan] * 3 if c == reference else margin
                 rows.append((network, explainers[e], contrasts[c], measure, *value, *margin, len(values)))
         for (e, c), passes in np.ndenumerate(cell["passes"]):
-            margin = np.nan if c == reference else passes - cell["passes"][e, reference]
-            exact = (passes, np.nan, np.nan, margin, np.nan, np.nan)
+            added = np.nan if c == reference else passes - cell["passes"][e, reference]
+            exact = (passes, np.nan, np.nan, added, np.nan, np.nan)
             rows.append((network, explainers[e], contrasts[c], "passes", *exact, len(cell["area"])))
         parts.append(pd.DataFrame(rows, columns=COLUMNS))
     return pd.concat([part for part in parts if len(part)], ignore_index=True)

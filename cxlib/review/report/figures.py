@@ -593,14 +593,15 @@ def leaderboard(table: pd.DataFrame, path: Path | str) -> None:
         path: PNG to write.
     """
     networks, contrasts = (list(dict.fromkeys(table[axis])) for axis in ("network", "contrast"))
-    n_rows = table["explainer"].nunique()
+    n_rows = table.groupby("network")["explainer"].nunique().max()
     figure = Figure(figsize=(13, 0.9 + (0.6 + 0.3 * n_rows) * len(networks)), layout="constrained")
     axes = figure.subplots(len(networks), len(JUDGES), squeeze=False, sharey="row")
     offsets = dict(zip(contrasts, np.linspace(0.22, -0.22, len(contrasts))))
     for network, panels in zip(networks, axes):
         own = table[table["network"] == network]
         has = [measure for measure in JUDGES if measure in set(own["measure"])]
-        order = own[own["measure"] == has[0]].groupby("explainer")["value"].max().sort_values().index.tolist()
+        best = own[own["measure"] == has[0]].groupby("explainer")["value"].max().reindex(own["explainer"].unique())
+        order = best.sort_values(na_position="first").index.tolist()
         for axis, (measure, title) in zip(panels, JUDGES.items()):
             for row in own[own["measure"] == measure].itertuples():
                 place, colour = order.index(row.explainer) + offsets[row.contrast], COLOURS.get(row.contrast, "black")
@@ -609,8 +610,8 @@ def leaderboard(table: pd.DataFrame, path: Path | str) -> None:
             if measure not in has:
                 axis.text(0.5, 0.5, "not painted", ha="center", va="center", color="grey", transform=axis.transAxes)
             axis.axvline(0, color="black", linewidth=0.7)
-            axis.set_yticks(range(n_rows), [LABELS.get(name, name) for name in order])
-            for line in range(n_rows - 1):
+            axis.set_yticks(range(len(order)), [LABELS.get(name, name) for name in order])
+            for line in range(len(order) - 1):
                 axis.axhline(line + 0.5, color="0.9", linewidth=0.6, zorder=0)
             axis.set_xlabel(title, fontsize=9)
             axis.spines[["top", "right"]].set_visible(False)
