@@ -32,7 +32,8 @@ PROFILES = ("mini", "tiny", "sample", "paper")
 #: Below these keys a profile has what it likes: its data sets and networks.
 LISTS = (
     *("perturb.networks", "mask.networks", "control.networks", "localise.networks", "relate.networks"),
-    "vit.networks", "explore.networks",
+    "vit.networks",
+    "explore.networks",
 )
 OWN = ("data", "networks", *LISTS, "intervene.networks", "vit_maps", "sheets")
 #: Run by hand.
@@ -397,7 +398,8 @@ def test_network_that_is_not_among_the_networks_is_an_error(name, key):
     "name",
     [
         "perturb@left", "saturate@left", "gradient_norms", "mask@left", "control@left", "localise@left",
-        "intervene@left", "relate@left", "explore@left", "maps@figure_3", "maps@figure_4", "vit@left", "vit_maps@figure_5",
+        "intervene@left", "relate@left", "explore@left", "maps@figure_3", "maps@figure_4", "vit@left",
+        "vit_maps@figure_5",
     ],
 )  # fmt: skip
 def test_network_that_an_earlier_run_left_is_refused(name, tmp_path):
