@@ -1,4 +1,4 @@
-"""What the report's explorer shows: maps of the most ambiguous images, and what hiding all but their best pixels does."""
+"""What the report's explorer shows: maps of the most ambiguous images, and the answers behind their best pixels."""
 
 import click
 import numpy as np

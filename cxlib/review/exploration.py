@@ -90,7 +90,7 @@ def explore(
 
 def compact(maps: Tensor) -> Tensor:
     """Maps (..., h, w) as int8, of at most `LONGEST` a side: each over its own largest magnitude, times 127."""
-    size = [min(side, LONGEST) for side in maps.shape[-2:]]
+    size = min(maps.shape[-2], LONGEST), min(maps.shape[-1], LONGEST)
     small = F.adaptive_avg_pool2d(maps.flatten(0, -3), size)
     largest = small.abs().amax((-2, -1), keepdim=True)
     levels = (127 * small / largest.where(largest > 0, 1)).round()  # a map of zeros stays one

@@ -1,8 +1,8 @@
 """The report: one self-contained HTML page, from the tables, the figures and what was explored.
 
 `build` fills `page.html`, whose style and scripts stand beside it, and which asks the network for nothing: figures are
-data URIs, and the charts are drawn by a bundle of Vega-Lite that a Python package brings along. The same input, with the
-same packages, gives the same bytes.
+data URIs, and the charts are drawn by a bundle of Vega-Lite that a Python package brings along. The same input, with
+the same packages, gives the same bytes.
 """
 
 import base64
@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from cxlib.overlay import COLOURS, LABELS
 from cxlib.review.ledger.claims import LEVEL
 from cxlib.review.report.page import explorer, forest
-from cxlib.review.report.page.sections import FIGURES, PICTURES, SECTIONS, TABLES
+from cxlib.review.report.page.sections import FIGURES, PICTURES, SECTIONS, TABLES, printed_name
 
 __all__ = ["FIGURES", "TABLES", "build"]
 
@@ -57,27 +57,31 @@ def build(
     except KeyError as error:
         raise ValueError(f"a table is not what the report is made of: it lacks {error}") from error
     scripts = ("page.js", "charts.js", "explorer.js")
-    return _environment().get_template("page.html").render(
-        statements=statements,
-        counts=forest.counts(statements),
-        leading=[row for row in statements if row.name.startswith("claim_")],
-        networks=list(dict.fromkeys(claims["network"])),
-        level=LEVEL,
-        sections=SECTIONS,
-        pictures=PICTURES,
-        grids=grids,
-        figures={name: _data_uri(content, "image/png") for name, content in figures.items()},
-        charts=_script(charts),
-        tables=_script({part.table: _columns(tables[part.table]) for part in SECTIONS.values() if part.table}),
-        explored=_script({name: explorer.packed(cell) for name, cell in explored.items()}),
-        colours=_script(COLOURS),
-        labels=_script(LABELS),
-        settings=settings,
-        versions=versions,
-        ledger_hash=ledger_hash,
-        style=_inline("style.css", "style"),
-        vega=_closed(vl_convert.javascript_bundle(), "script"),
-        scripts=[_inline(name, "script") for name in scripts],
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            statements=statements,
+            counts=forest.counts(statements),
+            leading=[row for row in statements if row.leading],
+            networks=list(dict.fromkeys(claims["network"])),
+            level=LEVEL,
+            sections=SECTIONS,
+            pictures=PICTURES,
+            grids=grids,
+            figures={name: _data_uri(content, "image/png") for name, content in figures.items()},
+            charts=_script(charts),
+            tables=_script({part.table: _columns(tables[part.table]) for part in SECTIONS.values() if part.table}),
+            explored=_script({name: explorer.packed(cell) for name, cell in explored.items()}),
+            colours=_script(COLOURS),
+            labels=_script(LABELS),
+            settings=settings,
+            versions=versions,
+            ledger_hash=ledger_hash,
+            style=_inline("style.css", "style"),
+            vega=_closed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"), "script"),
+            scripts=[_inline(name, "script") for name in scripts],
+        )
     )
 
 
@@ -89,25 +93,24 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"symbols": symbols, "words": words, "number": forest.number}
+    environment.filters |= {"symbols": symbols, "words": words, "aside": aside, "number": forest.number}
     return environment
 
 
 def words(name: str) -> str:
-    """A name of the tables as it is read: as the figures print it, else without underscores."""
-    return LABELS.get(name, spaced(name))
-
-
-def spaced(name: str) -> str:
-    """Underscores become blanks, but for those of symbols such as p_t; `minus` becomes its sign."""
-    text = re.sub(r"_(?![t12]\b)|(?<![py])_", " ", re.sub(r"(?<=[py])_([t12])(?=_)", r"_\1 ", name))
-    return " ".join(text.replace(" minus ", " − ").split())
+    """A margin's name as it is read."""
+    return printed_name(name).replace(" minus ", " − ")
 
 
 def symbols(text: str) -> Markup:
-    """HTML of a text in which p_t, t1 and their like have subscripts."""
+    """HTML of a text in which p_t, t1 and their like have subscripts, and what stands in back quotes is code."""
     subscripted = _SYMBOL.sub(r"\1\3<sub>\2\4</sub>", str(escape(text)))
-    return Markup(subscripted)  # noqa: S704 - what was not escaped is ours
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", subscripted))  # what was not escaped is ours
+
+
+def aside(text: str) -> Markup:
+    """HTML of a number, of which the part in brackets is small."""
+    return Markup(re.sub(r"([(\[].*[)\]])", r"<small>\1</small>", str(escape(text))))
 
 
 def _columns(table: pd.DataFrame) -> dict[str, list]:
@@ -120,7 +123,7 @@ def _columns(table: pd.DataFrame) -> dict[str, list]:
 def _script(content: object) -> Markup:
     """JSON for a script element."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return Markup(text.replace("</", "<\\/"))  # noqa: S704
+    return Markup(text.replace("</", "<\\/"))
 
 
 def _inline(name: str, element: str) -> Markup:
@@ -129,7 +132,7 @@ def _inline(name: str, element: str) -> Markup:
 
 def _closed(text: str, element: str) -> Markup:
     """A style or script that does not end its element before its own end."""
-    return Markup(text.replace(f"</{element}", f"<\\/{element}"))  # noqa: S704
+    return Markup(text.replace(f"</{element}", f"<\\/{element}"))
 
 
 def _data_uri(content: bytes, kind: str) -> str:

@@ -27,18 +27,17 @@ function theme() {
 }
 
 async function draw(place) {
-  const spec = specs[place.dataset.chart];
   const data = { values: rows(place.closest("article").querySelector("[data-table]").dataset.table) };
   const title = place.closest("article").querySelector("h3").textContent;
-  const config = theme();
-  const dark = getComputedStyle(document.body).colorScheme === "dark"
-    || document.documentElement.dataset.theme === "dark"
-    || (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
-  const options = { actions: false, renderer: "svg", tooltip: { theme: dark ? "dark" : "light" } };
-  const full = { $schema: "vega-lite", autosize: { type: "fit-x", contains: "padding" }, ...spec, data, config, description: `Chart: ${title}` };
-  delete full.$schema;
+  const full = { ...specs[place.dataset.chart], data, config: theme(), description: `Chart: ${title}` };
+  const options = { mode: "vega-lite", actions: false, renderer: "svg", tooltip: { theme: "custom" } };
   place.view?.finalize();
-  place.view = (await vegaEmbed(place, full, { mode: "vega-lite", ...options })).view;
+  place.view = (await vegaEmbed(place, full, options)).view;
+  // One picture with one name; its numbers stand in the table below.
+  const picture = place.querySelector("svg.marks");
+  picture.setAttribute("role", "img");
+  picture.setAttribute("aria-label", full.description);
+  for (const child of picture.children) child.setAttribute("aria-hidden", "true");
   place.dataset.drawn = "true";
 }
 

@@ -85,7 +85,7 @@ function painted(fine, kept, picture, blurred) {
       for (let c = 0; c < 3; c++) data[at + c] = (data[at + c] + over[c]) / 2;
     } else {
       const grey = (data[at] + data[at + 1] + data[at + 2]) / 3;
-      for (let c = 0; c < 3; c++) data[at + c] = 0.35 * grey + 0.65 * 128;
+      for (let c = 0; c < 3; c++) data[at + c] = 0.45 * grey + 0.55 * 200;
     }
   }
   return made;
@@ -156,9 +156,9 @@ function say({ a, b, whole }) {
   const of = explored[state.network], names = of.names[state.image], parts = [];
   const bold = (text) => Object.assign(document.createElement("b"), { textContent: text });
   const about = of.shares.some((share) => Math.abs(share - state.share) < 1e-9) ? "" : "about ";
-  parts.push(`With the best ${percent(state.share)} of the map of ${names[state.first]} the network gives it `, bold(about + a.toFixed(2)));
-  parts.push(` of the two; with those of ${names[state.second]} `, bold(about + b.toFixed(2)));
-  parts.push(`. The whole image: `, bold(whole.toFixed(2)), `. The label says ${of.labels[state.image]}.`);
+  parts.push(`Of the two, ${names[state.first]} has `, bold(about + a.toFixed(2)), ` behind the best ${percent(state.share)} of its own map, `);
+  parts.push(bold(about + b.toFixed(2)), ` behind those of ${names[state.second]}’s, and `, bold(whole.toFixed(2)), " in the whole image");
+  parts.push(`. The label says ${of.labels[state.image]}.`);
   byId("read-out").replaceChildren(...parts);
   byId("share-text").textContent = percent(state.share);
 }

@@ -7,7 +7,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cxlib.review.ledger.claims import HOLDS, IDENTITY, NOT_SAID, NOT_SHOWN, REFUTED, STATEMENTS, decisive, headlines
+from cxlib.review.ledger.claims import (
+    HOLDS,
+    IDENTITY,
+    LEADING,
+    NOT_SAID,
+    NOT_SHOWN,
+    REFUTED,
+    STATEMENTS,
+    decisive,
+    headlines,
+)
 
 #: What is said of a statement of whose margins some hold and some do not.
 IN_PART = "in part"
@@ -19,8 +29,8 @@ VERDICTS = {
     REFUTED: "the data say the opposite",
     IDENTITY: "exact by construction, shown once",
 }
-#: Half the width of a margin's line, and the room beside it, in units of its drawing.
-HALF, EDGE = 100, 8
+#: Half the width of a margin's line, in units of its drawing.
+HALF = 100
 
 
 class Margin(NamedTuple):
@@ -54,6 +64,16 @@ class Statement(NamedTuple):
     def deciding(self) -> list[Margin]:
         """The margins that decide."""
         return [margin for margin in self.margins if margin.decides]
+
+    @property
+    def holding(self) -> int:
+        """How many of them hold."""
+        return sum(margin.verdict == HOLDS for margin in self.deciding)
+
+    @property
+    def leading(self) -> Margin | None:
+        """The one that its headline gives; None where it has no headline."""
+        return next((margin for margin in self.deciding if margin.name == LEADING.get(self.name)), None)
 
 
 def statements(ledger: pd.DataFrame) -> list[Statement]:

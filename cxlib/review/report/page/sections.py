@@ -1,11 +1,12 @@
 """What the report shows below the ledger: a section a result, each one entry of `SECTIONS` or of `PICTURES`.
 
-A section has a table, by its name in `plots/`, a chart of it (a Vega-Lite specification without its data), a grid that
-also stands in print, and the static figure that takes the chart's place there. To add one, write its entry: `TABLES` and
-`FIGURES` are the files that the stage then needs, and a test holds dvc.yaml to them.
+A section has a table, by its name in `plots/`, a chart of it (a Vega-Lite specification without its data), grids that
+also stand in print, and the static figure that takes the chart's place there. To add one, write its entry: `TABLES`
+and `FIGURES` are the files that the stage then needs, and a test holds dvc.yaml to them.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ import pandas as pd
 from cxlib.overlay import COLOURS, LABELS
 
 Chart = dict[str, Any]
+#: Colours of what has none in `COLOURS`, in this order; all of them are seen on light and on dark.
+SPARE = ("#c44e3f", "#4878a8", "#b98435", "#5b9a68", "#8c6bb1", "#2a9d9d", "#b05c8c", "#808791")
 
 
 class Grid(NamedTuple):
@@ -79,25 +82,28 @@ def chart(
     for column, values in (never or {}).items():
         table = table[~table[column].isin(values)]
     along = "x" if x["type"] == "quantitative" and not line else "y"
-    value, place = (x, y) if along == "x" else (y, x)
-    across = "y" if along == "x" else "x"
-    params, transform = [], [f"indexof({list(values)!r}, datum['{column}']) < 0" for column, values in (never or {}).items()]
+    (value, place), across = ((x, y), "y") if along == "x" else ((y, x), "x")
+    transform: list[Chart] = [
+        {"filter": f"indexof({list(values)!r}, datum['{column}']) < 0"} for column, values in (never or {}).items()
+    ]
+    params = []
     for number, (column, first) in enumerate(choose.items()):
         options = table[column].drop_duplicates().tolist()
-        labels = [LABELS.get(str(option), str(option).replace("_", " ")) for option in options]
+        labels = [str(option) if column == "network" else printed_name(str(option)) for option in options]
         first = first if first in options else next(iter(options), None)
         bind = {"input": "select", "options": options, "labels": labels, "name": column.replace("_", " ")}
         params.append({"name": f"chosen_{number}", "value": first, "bind": bind})
-        transform.append(f"datum['{column}'] == chosen_{number}")
+        transform.append({"filter": f"datum['{column}'] == chosen_{number}"})
+    transform += [{"calculate": expression, "as": name} for name, expression in (calculate or {}).items()]
     kinds = table[colour].drop_duplicates().tolist()
-    known = [COLOURS.get(kind) for kind in kinds]
-    scale = {"domain": kinds, "range": known} if all(known) else {"domain": kinds, "scheme": "tableau10"}
-    shade = {"field": colour, "type": "nominal", "scale": scale, "title": colour.replace("_", " ")}
+    spare = iter(SPARE * len(kinds))
+    scale = {"domain": kinds, "range": [COLOURS.get(kind) or next(spare) for kind in kinds]}
+    legend = {"labelExpr": _printed("datum.label")}
+    shade = {"field": colour, "type": "nominal", "scale": scale, "title": None, "legend": legend}
     seen = {"condition": {"param": "legend", "value": 1}, "value": 0.08}
     offset = {} if line else {f"{across}Offset": {"field": colour, "scale": {"domain": kinds}}}
     own = {across: place, "color": shade, "opacity": seen, **offset}
-    shown = [name for name in table.columns if name not in ("computed_by",)]
-    tooltip = [{"field": name, "title": name.replace("_", " ")} for name in shown]
+    tooltip = [{"field": str(name), "title": str(name).replace("_", " ")} for name in table.columns]
     layers: list[Chart] = []
     if bounds:
         low, high = bounds
@@ -105,38 +111,41 @@ def chart(
         layers.append({"mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": own | ends})
     if line:
         layers.append({"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": own | {along: value}})
-    layers.append({"mark": {"type": "point", "filled": True, "size": 55, "opacity": 1},
-                   "encoding": own | {along: value, "tooltip": tooltip}})  # fmt: skip
+    mark: Chart = {"type": "point", "filled": True, "size": 55, "opacity": 1}
+    layers.append({"mark": mark, "encoding": own | {along: value, "tooltip": tooltip}})
     if printed:
         mark = {"type": "point", "shape": "diamond", "size": 60, "filled": False, "strokeWidth": 1.4}
         layers.append({"mark": mark, "encoding": own | {along: {**value, "field": printed}, "tooltip": tooltip}})
     layers[0]["params"] = [{"name": "legend", "select": {"type": "point", "fields": [colour]}, "bind": "legend"}]
-    return {
-        "width": "container",
-        **({"height": 280} if line else {"height": {"step": max(7, 30 / max(1, len(kinds)))}}),
-        "params": params,
-        "transform": [
-            *({"filter": condition} for condition in transform),
-            *({"calculate": expression, "as": name} for name, expression in (calculate or {}).items()),
-        ],
-        "layer": layers,
-    }
+    height = {"step": max(8, 32 / max(1, len(kinds)))} if along == "x" else 280
+    return {"width": "container", "height": height, "params": params, "transform": transform, "layer": layers}
 
 
-def number(field: str, title: str, **more: Any) -> dict[str, Any]:
+def number(field: str, title: str, zero: bool = False) -> dict[str, Any]:
     """An axis of numbers, which need not begin at zero."""
-    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False, **more}}
+    axis = {"tickCount": 6}
+    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": zero}, "axis": axis}
+
+
+def steps(field: str, title: str) -> dict[str, Any]:
+    """An axis of a few values, in the table's order."""
+    return {"field": field, "type": "ordinal", "title": title, "sort": None, "axis": {"labelAngle": 0}}
 
 
 def names(field: str) -> dict[str, Any]:
     """An axis of names, in the table's order, as they are printed."""
-    axis = {"labelExpr": _printed("datum.label"), "labelLimit": 170}
+    axis = {"labelExpr": _printed("datum.label"), "labelLimit": {"expr": "containerSize()[0] < 500 ? 120 : 260"}}
     return {"field": field, "type": "nominal", "title": None, "axis": axis, "sort": None}
 
 
+def printed_name(name: str) -> str:
+    """A name of the tables as it is printed: underscores become blanks, but for those of symbols such as p_t."""
+    return LABELS.get(name, re.sub(r"(?<![py])_|_(?![t12](?![A-Za-z0-9]))", " ", name))
+
+
 def _printed(value: str) -> str:
-    """A Vega expression: a name as it is printed."""
-    return f"({json.dumps(LABELS)})[{value}] || replace({value}, /_/g, ' ')"
+    """A Vega expression that does as `printed_name`."""
+    return f"({json.dumps(LABELS)})[{value}] || replace({value}, /(?<![py])_|_(?![t12](?![A-Za-z0-9]))/g, ' ')"
 
 
 # --- tables for people ------------------------------------------------------------------------------------------
@@ -211,7 +220,12 @@ WAYS = {
 def effects(table: pd.DataFrame) -> list[Grid]:
     """What repainting does, a grid a network."""
     grids = []
-    quantities = {"effect": "y_t falls by", "positive": "falls in", "flips": "decision flips in", "leaves": "leaves pair"}
+    quantities = {
+        "effect": "y_t falls by",
+        "positive": "falls in",
+        "flips": "decision flips in",
+        "leaves": "leaves pair",
+    }
     for network, own in table.groupby("network", sort=False):
         rows = []
         for (way, dose), these in own.groupby(["repainted", "dose"], sort=False):
@@ -255,7 +269,7 @@ SECTIONS: dict[str, Section] = {
         chart=partial(
             chart,
             x=number("change", "change (filled: ours, open: printed)", zero=True),
-            y=names("network"),
+            y={**names("network"), "axis": {}},
             colour="contrast",
             choose={"quantity": "p_t", "epsilon": 0.001, "n_iterations": 1},
             printed="published",
@@ -269,7 +283,7 @@ SECTIONS: dict[str, Section] = {
         figure="doses",
         chart=partial(
             chart,
-            x={"field": "epsilon", "type": "quantitative", "title": "epsilon", "scale": {"type": "log"}},
+            x=steps("epsilon", "epsilon"),
             y=number("margin", "more than original", zero=True),
             colour="contrast",
             choose={"quantity": "p_t", "n_iterations": 1, "network": None},
@@ -279,13 +293,13 @@ SECTIONS: dict[str, Section] = {
     ),
     "saturation": Section(
         "Saturation",
-        "Section 4.3: the share of pixels in which the literal softmax gradient and its closed form have the same sign. "
-        "It falls once p_t rounds to 1 in float32.",
+        "Section 4.3: the share of pixels in which the literal softmax gradient and its closed form have the same sign."
+        " It falls once p_t rounds to 1 in float32.",
         table="saturation",
         figure="saturation",
         chart=partial(
             chart,
-            x={"field": "step", "type": "ordinal", "title": "step"},
+            x=steps("step", "step"),
             y=number("agreement", "share of pixels with the same sign"),
             colour="path",
             choose={"network": None},
@@ -301,7 +315,7 @@ SECTIONS: dict[str, Section] = {
         chart=partial(
             chart,
             x=PROBABILITY,
-            y={"field": "setting", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 200}},
+            y=names("setting"),
             colour="contrast",
             choose={"network": None, "rule": "equal_kept", "target": "t1", "kept_features": "positive"},
             never={"kept_features": ["all"]},
@@ -319,7 +333,7 @@ SECTIONS: dict[str, Section] = {
         figure="by_ambiguity",
         chart=partial(
             chart,
-            x={"field": "p_2", "type": "nominal", "title": "p_2", "sort": None, "axis": {"labelAngle": 0}},
+            x=steps("p_2", "p_2"),
             y={**PROBABILITY, "title": "relative probability"},
             colour="contrast",
             choose={"network": None, "rule": "equal_kept", "target": "t2", "kept_features": "positive"},
@@ -341,14 +355,15 @@ SECTIONS: dict[str, Section] = {
             y=names("explainer"),
             colour="contrast",
             choose={"quantity": "gain", "mass": "evidence", "target": "mean", "network": None},
+            never={"contrast": ["none"]},
             bounds=("low", "high"),
         ),
     ),
     "intervention": Section(
         "Which explainer? Maps against repainting",
-        "The truth can be made: repaint one part of a bird as its sibling has it, and the decision moves. `rank` is how "
-        "well a map's mass ranks these effects across birds, `found` the share of its mass where the effect is, of what "
-        "a perfect map has there.",
+        "The truth can be made: repaint one part of a bird as its sibling has it, and the decision moves. `rank` is how"
+        " well a map's mass ranks these effects across birds, `found` the share of its mass where the effect is, of"
+        " what a perfect map has there.",
         OVER_BIRDS,
         table="intervention",
         figure="intervention",
@@ -371,7 +386,7 @@ SECTIONS: dict[str, Section] = {
         table="repainting",
         chart=partial(
             chart,
-            x={"field": "dose", "type": "quantitative", "title": "share of the other colour", "axis": {"format": "%"}},
+            x=steps("dose", "share of the other colour"),
             y=number("value", "value", zero=True),
             colour="repainted",
             choose={"quantity": "flips", "network": None},
@@ -382,17 +397,18 @@ SECTIONS: dict[str, Section] = {
     ),
     "vit": Section(
         "Vision Transformers",
-        "Figure 5 in numbers, by block: what ReLU and the contrast change. `alike` is the correlation of two variants, "
-        "`gain` as in localisation, `coherence` Moran's I beyond that of shuffled patches.",
+        "Figure 5 in numbers, by block: what ReLU and the contrast change. `gain` and `hit` are as in localisation, "
+        "`coherence` is Moran's I beyond that of shuffled patches.",
         OVER_IMAGES,
         table="vit_blocks",
         figure="vit_blocks",
         chart=partial(
             chart,
-            x={"field": "block", "type": "ordinal", "title": "block", "axis": {"labelAngle": 0}},
+            x=steps("block", "block"),
             y=number("value", "value"),
             colour="variant",
             choose={"quantity": "gain", "explainer": None, "network": None},
+            never={"quantity": ["alike", "between"]},
             bounds=("low", "high"),
             line=True,
         ),
@@ -403,8 +419,8 @@ SECTIONS: dict[str, Section] = {
 PICTURES: dict[str, tuple[str, str]] = {
     "figure_3": (
         "Figure 3: two classes, original beside weighted",
-        "Red speaks for the class, blue against it. The original maps of t1 and t2 look alike; the weighted ones tend to "
-        "be each other's negative.",
+        "Red speaks for the class, blue against it. The original maps of t1 and t2 look alike; the weighted ones tend"
+        " to be each other's negative.",
     ),
     "figure_4": ("Figure 4: three classes, four contrasts", "GradCAM where a third class is dominant, too."),
     "figure_5": (
@@ -415,7 +431,10 @@ PICTURES: dict[str, tuple[str, str]] = {
         "Figure 6: gradients against logits",
         "Norm of the input gradient against the logit, a colour an image, with the second-degree fit.",
     ),
-    "figure_1_2": ("Figures 1 and 2 as the review draws them", "A row a quantity, a column a step and its repetitions."),
+    "figure_1_2": (
+        "Figures 1 and 2 as the review draws them",
+        "A row a quantity, a column a step and its repetitions.",
+    ),
 }
 """Figures that no chart stands for: title and what is to be seen, by the name of the PNG."""
 
