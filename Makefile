@@ -14,8 +14,10 @@ setup: .venv/ready
 	uv pip install --python .venv --no-deps --editable .
 	touch .venv/ready
 
+# As `dvc repro` does, with JOBS stages at once, which share the cores.
+JOBS ?= 2
 repro: .venv/ready
-	dvc repro
+	python stages/repro.py --jobs $(JOBS)
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile

@@ -1,7 +1,7 @@
 """The command line: `explain` says why this class and not that one, `app` in a browser; `list` shows what there is."""
 
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from fnmatch import fnmatch
 from glob import glob
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch.nn import Module
 
 from cxlib import networks, photographs, runtime
 from cxlib.classnames import SECOND, chosen_classes, class_names, is_file
@@ -181,11 +182,12 @@ def table(title: str, rows: Mapping[str, str | None], titled: bool) -> None:
 
 def list_layers(model: networks.Network) -> None:
     """Print a network's layers; stars mark those explained by default."""
-    own = set()
-    for find in (
+    own: set[Module] = set()
+    finders: tuple[Callable[[], Module], ...] = (
         lambda: networks.explanation_layer(model),
         lambda: model.inner.get_submodule(vit.token_layers(model)[-1]),
-    ):
+    )
+    for find in finders:
         try:
             own.add(find())
         except ValueError:

@@ -33,10 +33,11 @@ PROFILES = ("mini", "tiny", "sample", "paper")
 LISTS = (
     *("perturb.networks", "mask.networks", "control.networks", "localise.networks", "relate.networks"),
     "vit.networks",
+    "explore.networks",
 )
 OWN = ("data", "networks", *LISTS, "intervene.networks", "vit_maps", "sheets")
 #: Run by hand.
-BY_HAND = {"stages/verify.py", "stages/estimate.py", "stages/compare.py"}
+BY_HAND = {"stages/repro.py", "stages/verify.py", "stages/estimate.py", "stages/compare.py"}
 #: Folders of files whose hash is in a parameter: that is the dependency, and what else lies there is none.
 HASHED = {"archives", "weights_path"}
 MACHINE = {field.name for field in fields(runtime.Machine)}
@@ -169,7 +170,7 @@ def test_experiments_list_networks_as_they_are(name):
         assert listed, key
         for network, entry in listed.items():
             images, explanation = (params["networks"][network].get(kind) for kind in ("images", "explanation"))
-            of_a_layer = key.startswith(("mask.", "control.", "localise.", "relate."))
+            of_a_layer = key.startswith(("mask.", "control.", "localise.", "relate.", "explore."))
             known = {"images": images, "explanation": explanation} if of_a_layer else images
             assert entry | known == entry
             # What an entry says of its own comes before an option of all.
@@ -208,6 +209,7 @@ def test_default_profile_asks_each_network_what_it_can_answer():
         "localise.networks": ["lite0_birds"],
         "relate.networks": ["lite0_birds", "lite0", "lite0_photographs"],
         "vit.networks": ["vit_lite0"],
+        "explore.networks": ["lite0_birds"],
     }
     assert mini["gradient_norms"]["network"] == mini["maps"]["figure_3"]["network"] == "lite0_birds"
     assert mini["vit_maps"]["figure_5"]["network"] == "vit_lite0"
@@ -396,7 +398,7 @@ def test_network_that_is_not_among_the_networks_is_an_error(name, key):
     "name",
     [
         "perturb@left", "saturate@left", "gradient_norms", "mask@left", "control@left", "localise@left",
-        "intervene@left", "relate@left", "maps@figure_3", "maps@figure_4", "vit@left", "vit_maps@figure_5",
+        "intervene@left", "relate@left", "explore@left", "maps@figure_3", "maps@figure_4", "vit@left", "vit_maps@figure_5",
     ],
 )  # fmt: skip
 def test_network_that_an_earlier_run_left_is_refused(name, tmp_path):
@@ -544,6 +546,7 @@ def test_every_experiment_runs_on_the_networks_it_names(profile):
         "intervene": "intervene.networks",
         "relate": "relate.networks",
         "vit": "vit.networks",
+        "explore": "explore.networks",
         "maps": "maps",
         "vit_maps": "vit_maps",
         "figure_5": "vit_maps",
