@@ -707,7 +707,7 @@ def figures(*names):
     return {f"figure@{name}" for name in names}
 
 
-JUDGED = {"claims", *figures("ledger")}
+JUDGED = {"claims", "report", *figures("ledger")}
 PERTURBED = {"perturbation", *JUDGED, *figures("figure_1_2", "doses", "perturbation_vs_published")}
 SATURATED = {"saturation", *JUDGED, *figures("saturation")}
 CONTROLLED = {"control", *JUDGED}
@@ -715,10 +715,11 @@ MASKED = {"mask", "masking", *CONTROLLED, *figures("table1", "by_ambiguity")}
 LOCALISED = {"localise", "localisation", *JUDGED, *figures("localisation", "localisation_by_p_2")}
 INTERVENED = {"intervene", "intervention", *JUDGED, *figures("intervention")}
 RELATED = {"relate", *JUDGED}
-MAPPED = {"maps@figure_3", "maps@figure_4", *figures("figure_3", "figure_4")}
+MAPPED = {"maps@figure_3", "maps@figure_4", "report", *figures("figure_3", "figure_4")}
 COMPARED = {"vit", "transformers", *JUDGED, *figures("vit", "vit_blocks")}
-FIGURE_5 = {"vit_maps", "figure_5"}
-OF_A_LAYER = ("mask", "control", "localise", "intervene", "relate")
+FIGURE_5 = {"vit_maps", "figure_5", "report"}
+EXPLORED = {"explore", "report"}
+OF_A_LAYER = ("mask", "control", "localise", "intervene", "relate", "explore")
 FIGURE_6 = {"gradient_norms", *JUDGED, *figures("figure_6")}
 
 
@@ -752,8 +753,9 @@ def stale(tiny, tmp_path_factory):
         ("intervene.options.max_images=5", INTERVENED),
         ("relate.options.explainers=[gradcam]", RELATED),
         ("relate.options.max_images=5", RELATED),
-        ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3"}),
-        ("maps.figure_4.options.max_images=5", {"maps@figure_4", "figure@figure_4"}),
+        ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3", "report"}),
+        ("maps.figure_4.options.max_images=5", {"maps@figure_4", "figure@figure_4", "report"}),
+        ("explore.options.shares=[0.5]", EXPLORED),
         ("vit.blocks.rollout_block=1", {*COMPARED, *FIGURE_5}),
         ("vit.options.max_images=5", COMPARED),
         ("vit_maps.figure_5.options.max_images=5", FIGURE_5),
@@ -773,7 +775,7 @@ def test_a_parameter_runs_again_only_what_depends_on_it(stale, override, expecte
         (
             "vgg16_bn_narrow",
             {
-                *(MASKED | LOCALISED | INTERVENED | RELATED | MAPPED) - set(OF_A_LAYER),
+                *(MASKED | LOCALISED | INTERVENED | RELATED | MAPPED | EXPLORED) - set(OF_A_LAYER),
                 *(f"{family}@vgg16_bn_narrow" for family in OF_A_LAYER),
             },
         ),
@@ -813,6 +815,8 @@ def test_another_network_leaves_the_cells_of_the_others_alone(tiny, tmp_path):
     "file",
     [
         "cxlib/review/report/figures.py",
+        "cxlib/review/report/page",
+        "cxlib/review/exploration.py",
         "cxlib/review/ledger/tables.py",
         "cxlib/review/ledger/claims.py",
         "cxlib/review/ledger/statistics.py",
