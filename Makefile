@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test bench zoo lint check verify compare params.yaml lock
+.PHONY: setup repro test docs bench zoo lint check verify compare params.yaml lock
 
 setup: .venv/ready
 
@@ -14,11 +14,22 @@ setup: .venv/ready
 	uv pip install --python .venv --no-deps --editable .
 	touch .venv/ready
 
+# As `dvc repro` does, with JOBS stages at once, which share the cores.
+JOBS ?= 2
 repro: .venv/ready
-	dvc repro
+	python stages/repro.py --jobs $(JOBS)
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
+
+# The pages of docs/ as HTML: tutorials are run, and no warning passes. Sphinx comes only here, not with `setup`.
+docs: .venv/docs
+	sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+.venv/docs: .venv/ready requirements-docs.txt
+	uv pip install --python .venv --require-hashes --compile-bytecode -r requirements-docs.txt
+	touch .venv/docs
 
 # Speed against literal loops and other libraries, with the same numbers first, and memory: minutes on two cores.
 bench: .venv/ready
@@ -57,3 +68,5 @@ params.yaml: .venv/ready
 lock: .venv/ready
 	uv pip compile --quiet pyproject.toml --extra review --extra lite --extra test --universal --generate-hashes \
 	  --custom-compile-command "make lock" --output-file requirements.txt
+	uv pip compile --quiet pyproject.toml --extra docs --constraint requirements.txt --universal --generate-hashes \
+	  --custom-compile-command "make lock" --output-file requirements-docs.txt

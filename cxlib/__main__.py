@@ -1,9 +1,7 @@
 """The command line: `cxlib explain IMAGE …` says why this class and not that one, `list` what there is."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from glob import glob
 from itertools import count
@@ -11,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import torch
 import torchvision
-from torch import Tensor
+from torch.nn import Module
 
-from cxlib import networks, overlay, runtime, taps
-from cxlib.contrasts import CONTRASTS, groups, paired
+from cxlib import networks, photographs, runtime
+from cxlib.classnames import SECOND, chosen_classes, class_names, is_file
+from cxlib.contrasts import CONTRASTS
 from cxlib.datasets.imagenet import SUFFIXES
-from cxlib.datasets.images import Transform, as_shown, preprocessing
-from cxlib.explainers import EXPLAINERS, LINEAR, cautions, explain, vit
-
-#: The contrast of one class against one other: e_t - e_s.
-VERSUS = "versus"
-#: What --versus takes besides a class.
-SECOND = "second"
+from cxlib.datasets.images import as_shown
+from cxlib.explainers import EXPLAINERS, LINEAR, cautions, vit
+from cxlib.photographs import VERSUS, build
 
 
 class OneLine(click.Group):
@@ -105,33 +98,27 @@ def explain_(
 ) -> None:
     """Explain IMAGES: files, folders, or patterns such as 'photos/*.jpg'.
 
-    Writes three files an image to --out: NAME.png, the picture beside its maps, for the target class and for the
-    one that it is compared with (red speaks for the class, blue against it); NAME.json, the probabilities and what
-    the maps amount to; NAME.npz, the maps themselves.
+    Writes three files an image to --out: NAME.png, the picture beside its maps (orange speaks for the target class,
+    blue for the one that it is compared with); NAME.json, the probabilities and what the maps amount to; NAME.npz, the
+    maps themselves.
     """
     paths = image_files(images)
     names = names_of(paths)
     check_places(paths, names, out)
     chosen_device = runtime.device(device)
     model = build(network, weights, weights_path).to(chosen_device)
-    explainers = explainers or [default_explainer(model)]
+    explainers = explainers or [photographs.default_explainer(model)]
     contrasts = contrasts or [VERSUS if versus else "weighted"]
-    for name in explainers:
-        runtime.check_name("explainer", name, EXPLAINERS)
-    for name in contrasts:
-        runtime.check_name("contrast", name, [*CONTRASTS, VERSUS])
-    prepare = prepared(model, weights, image_size)
+    photographs.check(explainers, contrasts)
+    prepare = photographs.prepared(model, weights, image_size)
     classes: list[str] = []
     for name, path in zip(runtime.progress(names, "explain", "image"), paths):
-        x = prepare(as_shown(path))[None].to(chosen_device)
-        logits = paired(taps.logits(model, x))
-        classes = classes or class_names(model, logits.shape[1], network, weights, weights_path, classes_file)
-        t, s = chosen_classes(logits[0], target, versus, classes)
-        leading = torch.tensor([[t, s]], device=chosen_device)
-        functions = [groups([t], [s]) if contrast == VERSUS else contrast for contrast in contrasts]
-        maps = torch.stack([explain(model, x, leading, name, functions, layer, relu) for name in explainers])
-        maps = maps[:, :, 0].cpu()  # (explainers, contrasts, 2, H, W)
-        write(Path(out) / name, path, x[0].cpu(), maps, logits[0].cpu(), (t, s), classes, explainers, contrasts)
+        x = prepare(as_shown(path)).to(chosen_device)
+        logits = photographs.logits(model, x)
+        classes = classes or class_names(model, len(logits), network, weights, weights_path, classes_file)
+        chosen = chosen_classes(logits, target, versus, classes)
+        result = photographs.explained(model, x, logits, chosen, classes, explainers, contrasts, layer, relu)
+        photographs.write(Path(out) / name, path, result, f"{model.name}{f', layer {layer}' if layer else ''}")
     click.echo(f"{len(paths)} image{'s' * (len(paths) > 1)} explained in {out}")
 
 
@@ -181,11 +168,12 @@ def known_networks() -> list[str]:
 
 def list_layers(model: networks.Network) -> None:
     """Print a network's layers; stars mark those explained by default."""
-    own = set()
-    for find in (
+    own: set[Module] = set()
+    finders: tuple[Callable[[], Module], ...] = (
         lambda: networks.explanation_layer(model),
         lambda: model.inner.get_submodule(vit.token_layers(model)[-1]),
-    ):
+    )
+    for find in finders:
         try:
             own.add(find())
         except ValueError:
@@ -233,182 +221,6 @@ def check_places(paths: Sequence[Path], names: Sequence[str], out: str) -> None:
     results = {(Path(out) / f"{name}.png").resolve() for name in names}
     if over := results & {path.resolve() for path in paths}:
         raise ValueError(f"the results in {out} would overwrite the image {min(over).name}: name another --out")
-
-
-def is_file(name: str) -> bool:
-    """Whether a network, or weights, are named by a file."""
-    return name.endswith((".pt", ".pth"))
-
-
-def build(network: str, weights: str, folder: str | None) -> networks.Network:
-    """A network by name, or from a file that `networks.save` wrote."""
-    if is_file(network):
-        return networks.load(network)
-    return networks.build(network, None if weights == "random" else weights, folder=folder)
-
-
-def default_explainer(model: networks.Network) -> str:
-    """GradCAM, on tokens for a transformer."""
-    try:
-        vit.transformer(model)
-    except ValueError:
-        return "gradcam"
-    return "vit_gradcam"
-
-
-def prepared(model: networks.Network, weights: str, image_size: int | None) -> Transform:
-    """From a picture to what the network sees: both sides resized to `image_size`, or as its weights ask for."""
-    if image_size:
-        return preprocessing(image_size, crop=False)
-    return preprocessing(**model.preparation) if model.preparation else networks.transform(model.name, weights)
-
-
-def class_names(
-    model: networks.Network, n_classes: int, network: str, weights: str, folder: str | None, file: str | None
-) -> list[str]:
-    """The classes' names: from a file, from torchvision, from timm, or their indices.
-
-    Without a file given, `classes.txt` beside the network's or the weights' file, or `<weights>.labels.txt` in
-    their folder, is one, if it has the right number of names.
-
-    Raises:
-        ValueError: the file has another number of names than the network has classes.
-    """
-    if file:
-        names = read_names(Path(file))
-        if len(names) != n_classes:
-            raise ValueError(f"{file} names {len(names)} classes, {model.name} tells {n_classes} apart")
-        return names
-    stem = model.name if weights == "DEFAULT" else weights
-    beside = [Path(given).with_name("classes.txt") for given in (network, weights) if is_file(given)]
-    if folder:
-        beside.append(Path(folder, f"{stem}.labels.txt"))
-    for candidate in beside:
-        if candidate.is_file() and len(names := read_names(candidate)) == n_classes:
-            return names
-    published = network == model.name and weights != "random" and networks.published(model.name, weights, folder)
-    names = networks.published_classes(model) if published else []
-    return names if len(names) == n_classes else [str(index) for index in range(n_classes)]
-
-
-def read_names(path: Path) -> list[str]:
-    """One name a line; numbers that count the lines, and those of CUB's `1 001.Laysan_Albatross`, are left out."""
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    if all(re.match(r"\d+ \d+\.\S", line) for line in lines):
-        return [line.partition(".")[2] for line in lines]
-    for first in (0, 1):
-        names = [line.removeprefix(f"{number} ").lstrip() for number, line in enumerate(lines, first)]
-        if len(set(names)) == len(lines) and not set(names) & set(lines):
-            return names
-    return lines
-
-
-def chosen_classes(logits: Tensor, target: str | None, versus: str | None, classes: list[str]) -> tuple[int, int]:
-    """The target and the class beside it: as named, or the most probable.
-
-    Raises:
-        ValueError: a name or index is none of the classes, or both are the same.
-    """
-    order = logits.argsort(descending=True, stable=True).tolist()
-    s = None if versus in (None, SECOND) else index_of(str(versus), classes)
-    t = next(k for k in order if k != s) if target is None else index_of(target, classes)
-    if s is None:
-        s = next(k for k in order if k != t)
-    if s == t:
-        raise ValueError(f"--target and --versus are the same class, {classes[t]}: name another")
-    return t, s
-
-
-def index_of(name: str, classes: list[str]) -> int:
-    """The class with this index, this name, or the only one whose name has this part.
-
-    Raises:
-        ValueError: there is none, or there are several.
-    """
-    if name.isdecimal() and name not in classes:
-        if int(name) >= len(classes):
-            raise ValueError(f"there is no class {name}: the indices go from 0 to {len(classes) - 1}")
-        return int(name)
-    wanted, spelled = plain(name), [plain(known) for known in classes]
-    found = [k for k, known in enumerate(spelled) if known == wanted]
-    found = found or [k for k, known in enumerate(spelled) if wanted in known]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        some = ", ".join(f"{classes[k]} ({k})" for k in found[:5])
-        raise ValueError(
-            f"{name!r} may be any of {len(found)} classes: {some}{', …' * (len(found) > 5)}; give the index"
-        )
-    near = ", ".join(classes[spelled.index(word)] for word in get_close_matches(wanted, spelled, n=5, cutoff=0.5))
-    raise ValueError(f"no class {name!r}; near it: {near or 'none, see --classes'}")
-
-
-def plain(name: str) -> str:
-    """A class name as people type it."""
-    return name.replace("_", " ").strip().lower()
-
-
-# --- results -------------------------------------------------------------------------------------------------------
-
-
-def write(
-    stem: Path,
-    source: Path,
-    image: Tensor,
-    maps: Tensor,
-    logits: Tensor,
-    chosen: tuple[int, int],
-    classes: list[str],
-    explainers: Sequence[str],
-    contrasts: Sequence[str],
-) -> None:
-    """Write stem.png, stem.json and stem.npz of one image: maps (explainers, contrasts, 2, H, W)."""
-    p = logits.double().softmax(0)
-    named = {
-        role: {"index": k, "name": classes[k], "probability": float(p[k]), "logit": float(logits[k])}
-        for role, k in zip(("target", "versus"), chosen)
-    }
-    top = p.topk(min(5, len(p)))
-    amounts = {
-        f"{explainer} {contrast}": {role: told(maps[e, c, r]) for r, role in enumerate(named)}
-        for e, explainer in enumerate(explainers)
-        for c, contrast in enumerate(contrasts)
-    }
-    summary = {
-        "image": str(source),
-        **named,
-        "most_probable": {
-            str(rank): {"index": int(k), "name": classes[int(k)], "probability": float(value)}
-            for rank, (value, k) in enumerate(zip(top.values, top.indices), 1)
-        },
-        "maps": amounts,
-    }
-    axes = {"explainers": np.array(explainers), "contrasts": np.array(contrasts)}
-    grid = {
-        "images": image.permute(1, 2, 0).numpy()[None],
-        "maps": maps.numpy()[None],
-        "names": np.array([[classes[k].replace(" ", "_") for k in chosen]]),
-        "probabilities": p[list(chosen)].numpy()[None],
-        "labels": np.array([""]),
-    }
-    places = [runtime.atomic(f"{stem}.{suffix}") for suffix in ("json", "npz", "png")]
-    with places[0] as numbers, places[1] as arrays, places[2] as picture:  # all of them, or none
-        runtime.write_json(numbers, summary)
-        runtime.write_arrays(arrays, maps=maps.numpy(), image=image.numpy(), classes=np.array(chosen), **axes)
-        overlay.over_images(grid | axes, picture)
-
-
-def told(values: Tensor) -> dict[str, float]:
-    """A map (H, W) in numbers: its range, the share that speaks for the class, and where it does so most."""
-    row, column = divmod(int(values.argmax()), values.shape[1])
-    total = float(values.abs().sum())
-    return {
-        "highest": float(values.max()),
-        "lowest": float(values.min()),
-        "positive_share": float(values.clamp(min=0).sum()) / total if total else 0.0,
-        "peak_row": row,
-        "peak_column": column,
-    }
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def box(corners: Tensor) -> Callable[[Any], Tensor]:
         best = overlaps.max(-1)
         if not (best.values > 0).all():
             raise ValueError("no predicted box overlaps with the given one: corners are shares of width and height")
-        return answer.logits[torch.arange(len(predicted)), best.indices]
+        logits: Tensor = answer.logits[torch.arange(len(predicted)), best.indices]
+        return logits
 
     return of_box
 
@@ -120,12 +121,14 @@ class ImageText(nn.Module):
         features = F.normalize(_pooled(network.get_image_features(pixel_values=images)), dim=-1)
         logits = features @ self.prompts.to(features).mT * network.logit_scale.exp()
         bias = getattr(network, "logit_bias", None)
-        return logits if bias is None else logits + bias
+        scores: Tensor = logits if bias is None else logits + bias
+        return scores
 
 
 def _pooled(features: Any) -> Tensor:
     """Features (N, D): themselves, or those of an object that has them as `pooler_output`."""
-    return getattr(features, "pooler_output", features)
+    pooled: Tensor = getattr(features, "pooler_output", features)
+    return pooled
 
 
 def _bilinear(n: int, n_pixels: int) -> Tensor:

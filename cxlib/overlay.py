@@ -1,4 +1,4 @@
-"""A map over its image: pictures of explanations, and what all pictures share."""
+"""A map over its image, one of ours or as the review shows it, and what all figures share."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,9 +6,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import CenteredNorm
+from matplotlib.colors import CenteredNorm, to_rgb
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+
+FOR, AGAINST = "#e66100", "#1a5fb4"
+"""What speaks for a class, and what against it: orange and blue, which colour-blind readers tell apart."""
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in grey (ITU-R BT.601)."""
+
+STRONGEST = 0.995
+"""The quantile of a map's absolute values shown in full colour: a few pixels must not pale the rest."""
 
 COLOURS = {
     "original": "#4878a8",
@@ -39,8 +49,67 @@ LABELS = {
     "vit_gradcam": "GradCAM",
     "attention_rollout": "Attention rollout",
     "without_relu": "without ReLU",
+    "versus": "one against the other",
 }
 """Names of explainers and contrasts as they are printed."""
+
+
+def blended(
+    image: ArrayLike, values: ArrayLike, limit: float | None = None, opacity: float = 1.0
+) -> NDArray[np.float64]:
+    """A map over its image in grey, as RGB (H, W, 3) in [0, 1].
+
+    A pixel is ``(1 - s) grey + s colour`` with the strength s = opacity min(|map| / limit, 1), and the colour `FOR`
+    where the map is positive, `AGAINST` where it is negative: where the map is 0 there is nothing over the image.
+
+    Args:
+        image: (H, W, 3) or (3, H, W) in [0, 1].
+        values: the map (H, W), or a layer's (h, w), which is resized bilinearly, corners to corners as `explain` does.
+        limit: what is shown in full colour; None takes the quantile `STRONGEST` of the map's absolute values.
+        opacity: of the full colour, in [0, 1].
+
+    Raises:
+        ValueError: another shape, an image outside [0, 1], a map that is not finite, or a limit that is not positive.
+    """
+    picture, heat = channels_last(image), np.asarray(values, dtype=np.float64)
+    if heat.ndim != 2 or not np.isfinite(heat).all():
+        raise ValueError(f"a map over an image has two axes and finite values: got shape {heat.shape}")
+    heat = resized(heat, picture.shape[:2])
+    strengths = np.abs(heat)
+    if limit is None:
+        # A map that is zero nearly everywhere is shown by its maximum, one that is zero everywhere by none.
+        limit = float(np.quantile(strengths, STRONGEST)) or float(strengths.max()) or 1.0
+    if not limit > 0:
+        raise ValueError(f"the limit of a map is positive, not {limit}")
+    strength = opacity * np.minimum(strengths / limit, 1)[..., None]
+    grey = (picture @ np.array(LUMINANCE))[..., None]
+    colour = np.where(heat[..., None] > 0, to_rgb(FOR), to_rgb(AGAINST))
+    mixed: NDArray[np.float64] = (1 - strength) * grey + strength * colour
+    return mixed
+
+
+def channels_last(image: ArrayLike) -> NDArray[np.float64]:
+    """An image (H, W, 3) or (3, H, W) in [0, 1] as (H, W, 3).
+
+    Raises:
+        ValueError: it is neither, or has values outside [0, 1].
+    """
+    picture = np.asarray(image, dtype=np.float64)
+    if picture.ndim != 3 or 3 not in (picture.shape[-1], picture.shape[0]):
+        raise ValueError(f"an image is (H, W, 3) or (3, H, W): got shape {picture.shape}")
+    if not (picture.min() >= 0 and picture.max() <= 1):
+        raise ValueError("an image lies in [0, 1]: undo the normalisation first")
+    return picture if picture.shape[-1] == 3 else picture.transpose(1, 2, 0)
+
+
+def resized(values: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
+    """A map (h, w) resized bilinearly to a size (H, W), corners to corners; the map itself where it has that size."""
+    for axis, (now, wanted) in enumerate(zip(values.shape, size)):
+        if now != wanted:
+            places = np.linspace(0, now - 1, wanted)
+            weights = np.maximum(1 - np.abs(places[:, None] - np.arange(now)), 0)  # (wanted, now), two a row
+            values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+    return values
 
 
 def over_images(maps: Mapping[str, Any], path: Path | str) -> None:

@@ -13,7 +13,7 @@ are float32 at least, and so is all that is made of them. Only `precision` of `r
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from cxlib import networks, runtime
 
 #: What shares its images among devices or processes.
+#: A tensor, or where there may be none.
+_Widened = TypeVar("_Widened", Tensor, Tensor | None)
 _SHARED = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _UNLINKED = "nothing links the tapped layer to the logits: choose another layer, or switch the network's gradients on"
 
@@ -295,7 +297,7 @@ def _check_batch(layer: nn.Module, output: Tensor, images: Tensor) -> None:
         raise ValueError(f"the layer {type(layer).__name__} gives {tuple(output.shape)} for {len(images)} images")
 
 
-def _widened(values: Any) -> Any:
+def _widened(values: _Widened) -> _Widened:
     """A tensor in float32 at least; None where there is none."""
     return values if values is None else values.to(_wide(values.dtype))
 

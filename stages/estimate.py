@@ -147,6 +147,9 @@ def work(stage, words, sizes, per_image, test):
         n_masks = DISTINCT * 4 * words.count("--baselines") * words.count("--rules")
         n_masks *= 6 if kind == "vit" else words.count("--explainers") * words.count("--contrasts")
         return n, n * max(per_image, n_masks * test)
+    if kind == "judge":
+        n = round(min(limit or n_test, AMBIGUOUS * n_test))
+        return n, n * per_image
     n = min(limit or n_test, n_test) if kind in ("perturb", "saturate", "gradient_norms", "intervene", "relate") else 0
     return n, n * per_image
 

@@ -12,6 +12,7 @@ from _command import COUNT, SHARE, Stage, option, several
 
 from cxlib import runtime
 from cxlib.review.ledger import claims as judged
+from cxlib.review.ledger import leaderboard as board
 from cxlib.review.ledger import statements, tables
 
 #: What the ledger is made of, by the kind of network that it is of; saturation is of the perturbed ones.
@@ -129,6 +130,15 @@ def intervention(networks, folder, seed, effects, table, metrics):
     ranks = agreed[(agreed["quantity"] == "rank") & (agreed["contrast"] == "weighted")]
     headlines |= {"rank_gain": ranks["margin"].mean()} if len(ranks) else {}
     write({table: agreed, effects: done}, metrics, headlines)
+
+
+@command(networks_, folder_, seed_, option("--repainted"))
+def leaderboard(networks, folder, seed, repainted, table, metrics):
+    """Explainers by contrasts under every judge; headlines are what weighted adds, mean over explainers."""
+    cells = runtime.read_cells(folder, networks)
+    made = board.leaderboard(cells, pd.read_csv(repainted), np.random.default_rng(seed))
+    gained = made[(made["contrast"] == "weighted") & made["measure"].isin(["insertion_deletion", "localisation"])]
+    write({table: made}, metrics, {"gain": gained.groupby("measure")["margin"].mean().to_dict()})
 
 
 @command(networks_, folder_, seed_, option("--blocks-table"))

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.colors import to_rgba
 from matplotlib.image import imread
+from test_leaderboard import judged_cell
 from test_params import command
 from test_tables_claims import (
     intervention_cell,
@@ -21,7 +22,7 @@ from test_tables_claims import (
 from test_variants import compared_cell
 
 from cxlib import overlay, runtime
-from cxlib.review.ledger import claims, tables
+from cxlib.review.ledger import claims, leaderboard, tables
 from cxlib.review.report import figures
 
 CONTRASTS = ("original", "mean", "max", "weighted")
@@ -82,6 +83,12 @@ def dosed():
     return tables.doses(cells, np.random.default_rng(0))
 
 
+def board(rng):
+    """A repainted network, and one whose birds were not."""
+    cells = {"a": judged_cell(), "b": judged_cell(1)}
+    return leaderboard.leaderboard(cells, tables.intervention({"a": intervention_cell()}, rng), rng)
+
+
 #: What each figure is drawn from, as the stages make it of two networks.
 CONTENT = {
     "figure_1_2": lambda rng: tables.perturbation({"a": perturbation_cell(), "b": perturbation_cell(1)}),
@@ -94,6 +101,7 @@ CONTENT = {
     "localisation": lambda rng: tables.localisation({"a": localisation_cell(), "b": localisation_cell(1)}, rng),
     "localisation_by_p_2": lambda rng: tables.localisation_by_p_2({"a": localisation_cell()}, rng),
     "intervention": lambda rng: tables.intervention({"a": intervention_cell()}, rng),
+    "leaderboard": lambda rng: board(rng),
     "figure_3": lambda rng: some_maps(),
     "figure_4": lambda rng: some_maps(),
     "figure_5": lambda rng: some_maps() | {"contrasts": np.array(["standard", "without_relu"])},
@@ -128,6 +136,24 @@ def test_dots_of_repainting_are_the_tables_agreements_and_the_best_explainer_is_
     ranks = table[(table["quantity"] == "rank") & table["contrast"].isin(contrasts)]
     best = ranks.loc[ranks["value"].idxmax(), "explainer"]
     assert drawn[0].axes[0].get_yticklabels()[-1].get_text() == overlay.LABELS.get(best, best)
+
+
+def test_the_leaderboard_has_every_judges_dots_and_its_first_ones_best_explainer_on_top(drawn, rng):
+    table = board(rng)
+    figures.leaderboard(table, "unused.png")
+    axes = np.array(drawn[0].axes).reshape(2, len(figures.JUDGES))
+    for network, panels in zip(("a", "b"), axes):
+        own = table[table["network"] == network]
+        for axis, measure in zip(panels, figures.JUDGES):
+            dots = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o"]
+            assert sorted(dots) == pytest.approx(sorted(own[own["measure"] == measure]["value"]))
+            assert [text.get_text() for text in axis.texts] == ([] if dots else ["not painted"])
+        first = own[own["measure"] == ("repainting" if network == "a" else "insertion_deletion")]
+        best = first.loc[first["value"].idxmax(), "explainer"]
+        ranked = first.groupby("explainer")["value"].max().sort_values().index
+        ticks = [text.get_text() for text in panels[0].get_yticklabels()]
+        assert ticks[-1] == overlay.LABELS[best]
+        assert ticks[-len(ranked) :] == [overlay.LABELS[name] for name in ranked]
 
 
 EMPTY = {

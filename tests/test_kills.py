@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("KILLS", "0"))
 LONG = (
     "data@synthbirds", "train@probed", "train@vgg16_bn_narrow", "train@vit_mini", "perturb@vgg16_bn_narrow",
     "saturate@vgg16_bn_narrow", "gradient_norms", "mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow",
-    "relate@vgg16_bn_narrow", "maps@figure_3", "vit@vit_mini", "vit_maps@figure_5",
+    "judge@vgg16_bn_narrow", "relate@vgg16_bn_narrow", "maps@figure_3", "vit@vit_mini", "vit_maps@figure_5",
 )  # fmt: skip
 SHORTER = (
     "+perturb.networks.vgg16_bn_narrow=${networks.vgg16_bn_narrow.images}", "gradient_norms.network=vgg16_bn_narrow",

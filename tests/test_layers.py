@@ -17,6 +17,7 @@ LIBRARY = (
     ("runs",),
     ("contrasts",),
     ("overlay",),
+    ("pictures",),
     ("networks",),
     ("datasets",),
     ("taps",),
@@ -24,6 +25,8 @@ LIBRARY = (
     ("explainers",),
     ("adapters",),
     ("metrics",),
+    ("classnames",),
+    ("photographs",),
     ("__init__", "__main__"),
 )
 REVIEW = (("fetch",), ("synthbirds",), ("training",), ("review.ledger",), ("review.report",), ("review",))

@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cxlib import __main__ as cli
-from cxlib import networks, runtime
+from cxlib import classnames, networks, photographs, pictures, runtime
 from cxlib.contrasts import CONTRASTS
 from cxlib.datasets.images import decode, preprocessing
 from cxlib.explainers import EXPLAINERS, explain
+from cxlib.overlay import AGAINST, FOR, blended
 
 NAMES = ["1 001.Marsh_Heron", "2 002.Ashen_Heron", "3 003.Marsh_Hawk", "4 004.Ashen_Gull"]
 
@@ -79,6 +80,34 @@ def test_an_image_is_explained_in_a_picture_numbers_and_maps(here):
             assert expected[0][values["peak_row"], values["peak_column"]] == expected[0].max()
     with Image.open(here / "a.png") as picture:
         assert len(picture.convert("RGB").getcolors(10**6)) > 100
+
+
+def test_the_picture_asks_about_the_two_classes_with_their_probabilities(here, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "rendered", lambda figure: drawn.append(figure) or Image.new("RGB", (1, 1)))
+    asked = ("explain", "photos/a.jpg", *BIRDS, "--target", "3", "--versus", "1")
+    succeed(*asked, "--explainer", "xgradcam", "--contrast", "versus", "--contrast", "weighted", "--out", here)
+    said = [text.get_text() for text in drawn[0].texts]
+    p = networks.load("birds.pt")(preprocessing(32, crop=False)(decode("photos/a.jpg"))[None]).softmax(1)[0]
+    for k, colour in ((3, FOR), (1, AGAINST)):
+        name = ["Marsh Heron", "Ashen Heron", "Marsh Hawk", "Ashen Gull"][k]
+        assert {name, f"for {name}", f"{100 * float(p[k]):.1f} %"} <= {
+            text.get_text() for text in drawn[0].texts if text.get_color() == colour
+        }
+    assert "vgg16_bn_narrow" in said
+    photograph, *maps = [axis.images[0].get_array() for axis in drawn[0].axes if axis.images][:-1]
+    with np.load(here / "a.npz") as arrays:
+        np.testing.assert_array_equal(photograph, arrays["image"].transpose(1, 2, 0))
+        signed = arrays["maps"][0] * np.array([1, -1]).reshape(1, 2, 1, 1)
+        wanted = [blended(photograph, each, opacity=pictures.OPACITY) for each in signed.reshape(4, 32, 32)]
+        assert all(any(np.allclose(one, other) for other in maps) for one in wanted)
+        assert len(maps) == 4
+
+
+def test_names_that_several_classes_have_are_told_apart_by_their_index():
+    classes = ["crane", "barn_owl", "crane", "3"]
+    assert photographs.spelled(classes, [0, 1, 2, 3]) == {0: "crane (0)", 1: "barn owl", 2: "crane (2)", 3: "class 3"}
+    assert photographs.spelled(classes, [2, 1]) == {2: "crane", 1: "barn owl"}
 
 
 @pytest.mark.parametrize("crop", [True, False])
@@ -197,15 +226,19 @@ def test_a_state_dict_of_a_transformer_is_explained_by_tokens(here):
 def test_names_come_from_beside_the_weights_or_from_torchvision(tmp_path):
     with torch.device("meta"):
         model = networks.build("squeezenet1_1")
-    assert cli.class_names(model, 1000, "squeezenet1_1", "DEFAULT", None, None)[:2] == ["tench", "goldfish"]
-    assert cli.class_names(model, 3, "squeezenet1_1", "DEFAULT", None, None) == ["0", "1", "2"]
+    assert classnames.class_names(model, 1000, "squeezenet1_1", "DEFAULT", None, None)[:2] == ["tench", "goldfish"]
+    assert classnames.class_names(model, 3, "squeezenet1_1", "DEFAULT", None, None) == ["0", "1", "2"]
     (tmp_path / "birds.labels.txt").write_text("Great Tit\nRobin\nWren\n")
-    assert cli.class_names(model, 3, "squeezenet1_1", "birds", str(tmp_path), None) == ["Great Tit", "Robin", "Wren"]
-    assert cli.class_names(model, 4, "squeezenet1_1", "birds", str(tmp_path), None) == ["0", "1", "2", "3"]
+    assert classnames.class_names(model, 3, "squeezenet1_1", "birds", str(tmp_path), None) == [
+        "Great Tit",
+        "Robin",
+        "Wren",
+    ]
+    assert classnames.class_names(model, 4, "squeezenet1_1", "birds", str(tmp_path), None) == ["0", "1", "2", "3"]
 
 
 def names(model, network, weights, n_classes=1000):
-    return cli.class_names(model, n_classes, network, weights, None, None)
+    return classnames.class_names(model, n_classes, network, weights, None, None)
 
 
 def test_names_of_timms_networks_are_those_of_its_weights():
@@ -243,10 +276,10 @@ def test_a_folders_weights_have_published_names_where_their_hash_is_published(tm
     stem = name if weights == "DEFAULT" else "mine"
     published = {"squeezenet1_1": "squeezenet1_1-b8a52dc0", "tf_efficientnet_lite0": "tf_efficientnet_lite0-57934424"}
     (tmp_path / f"{stem}-0123abcd.pth").write_bytes(b"")
-    assert cli.class_names(model, 1000, name, weights, str(tmp_path), None)[0] == "0"
+    assert classnames.class_names(model, 1000, name, weights, str(tmp_path), None)[0] == "0"
     (tmp_path / f"{stem}-0123abcd.pth").rename(tmp_path / f"{published[name]}.pth")
     for known in ("DEFAULT", published[name]):
-        assert cli.class_names(model, 1000, name, known, str(tmp_path), None)[0] == "tench"
+        assert classnames.class_names(model, 1000, name, known, str(tmp_path), None)[0] == "tench"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +297,7 @@ def test_a_folders_weights_have_published_names_where_their_hash_is_published(tm
 )
 def test_names_lose_numbers_that_count_them_and_no_others(tmp_path, lines, expected):
     (tmp_path / "classes.txt").write_text(lines)
-    assert cli.read_names(tmp_path / "classes.txt") == expected
+    assert classnames.read_names(tmp_path / "classes.txt") == expected
 
 
 @pytest.mark.parametrize("name", ["vit_mini", "vit_lite0", "vgg16_bn_narrow"])

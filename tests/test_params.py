@@ -31,13 +31,12 @@ ROOT = Path(__file__).parents[1]
 PROFILES = ("mini", "tiny", "sample", "paper")
 #: Below these keys a profile has what it likes: its data sets and networks.
 LISTS = (
-    *("perturb.networks", "mask.networks", "control.networks", "localise.networks", "relate.networks"),
-    "vit.networks",
-    "explore.networks",
+    *("perturb.networks", "mask.networks", "control.networks", "localise.networks", "judge.networks"),
+    *("relate.networks", "vit.networks", "explore.networks"),
 )
 OWN = ("data", "networks", *LISTS, "intervene.networks", "vit_maps", "sheets")
 #: Run by hand.
-BY_HAND = {"stages/verify.py", "stages/estimate.py", "stages/compare.py"}
+BY_HAND = {"stages/repro.py", "stages/verify.py", "stages/estimate.py", "stages/compare.py"}
 #: Folders of files whose hash is in a parameter: that is the dependency, and what else lies there is none.
 HASHED = {"archives", "weights_path"}
 MACHINE = {field.name for field in fields(runtime.Machine)}
@@ -170,7 +169,7 @@ def test_experiments_list_networks_as_they_are(name):
         assert listed, key
         for network, entry in listed.items():
             images, explanation = (params["networks"][network].get(kind) for kind in ("images", "explanation"))
-            of_a_layer = key.startswith(("mask.", "control.", "localise.", "relate.", "explore."))
+            of_a_layer = key.startswith(("mask.", "control.", "localise.", "judge.", "relate.", "explore."))
             known = {"images": images, "explanation": explanation} if of_a_layer else images
             assert entry | known == entry
             # What an entry says of its own comes before an option of all.
@@ -398,7 +397,7 @@ def test_network_that_is_not_among_the_networks_is_an_error(name, key):
     "name",
     [
         "perturb@left", "saturate@left", "gradient_norms", "mask@left", "control@left", "localise@left",
-        "intervene@left", "relate@left", "explore@left", "maps@figure_3", "maps@figure_4", "vit@left",
+        "intervene@left", "judge@left", "relate@left", "explore@left", "maps@figure_3", "maps@figure_4", "vit@left",
         "vit_maps@figure_5",
     ],
 )  # fmt: skip
@@ -545,6 +544,7 @@ def test_every_experiment_runs_on_the_networks_it_names(profile):
         "control": "control.networks",
         "localise": "localise.networks",
         "intervene": "intervene.networks",
+        "judge": "judge.networks",
         "relate": "relate.networks",
         "vit": "vit.networks",
         "explore": "explore.networks",
@@ -713,13 +713,15 @@ SATURATED = {"saturation", *JUDGED, *figures("saturation")}
 CONTROLLED = {"control", *JUDGED}
 MASKED = {"mask", "masking", *CONTROLLED, *figures("table1", "by_ambiguity")}
 LOCALISED = {"localise", "localisation", *JUDGED, *figures("localisation", "localisation_by_p_2")}
-INTERVENED = {"intervene", "intervention", *JUDGED, *figures("intervention")}
+BOARD = {"leaderboard", "report", *figures("leaderboard")}
+INTERVENED = {"intervene", "intervention", *BOARD, *JUDGED, *figures("intervention")}
+ASKED = {"judge", *BOARD}
 RELATED = {"relate", *JUDGED}
 MAPPED = {"maps@figure_3", "maps@figure_4", "report", *figures("figure_3", "figure_4")}
 COMPARED = {"vit", "transformers", *JUDGED, *figures("vit", "vit_blocks")}
 FIGURE_5 = {"vit_maps", "figure_5", "report"}
 EXPLORED = {"explore", "report"}
-OF_A_LAYER = ("mask", "control", "localise", "intervene", "relate", "explore")
+OF_A_LAYER = ("mask", "control", "localise", "intervene", "judge", "relate", "explore")
 FIGURE_6 = {"gradient_norms", *JUDGED, *figures("figure_6")}
 
 
@@ -745,12 +747,15 @@ def stale(tiny, tmp_path_factory):
         ("gradient_norms.options.max_images=5", FIGURE_6),
         ("gradient_norms.network=googlenet", FIGURE_6),
         ("mask.options.explainers=[gradcam]", MASKED),
-        ("mask.options.threshold=0.2", {"networks", *MASKED, *LOCALISED, *MAPPED, *COMPARED}),
+        ("mask.options.threshold=0.2", {"networks", *MASKED, *LOCALISED, *ASKED, *MAPPED, *COMPARED}),
         ("control.options.rules=[equal_kept,shifted]", CONTROLLED),
-        ("localise.options.disc_radius=0.2", {*LOCALISED, *COMPARED}),
+        ("localise.options.disc_radius=0.2", {*LOCALISED, *ASKED, *COMPARED}),
         ("localise.options.max_images=5", LOCALISED),
         ("intervene.options.doses=[0.2]", INTERVENED),
         ("intervene.options.max_images=5", INTERVENED),
+        ("judge.options.steps=4", ASKED),
+        ("judge.options.max_images=5", ASKED),
+        ("tables.leaderboard.seed=1", BOARD),
         ("relate.options.explainers=[gradcam]", RELATED),
         ("relate.options.max_images=5", RELATED),
         ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3", "report"}),
@@ -775,7 +780,7 @@ def test_a_parameter_runs_again_only_what_depends_on_it(stale, override, expecte
         (
             "vgg16_bn_narrow",
             {
-                *(MASKED | LOCALISED | INTERVENED | RELATED | MAPPED | EXPLORED) - set(OF_A_LAYER),
+                *(MASKED | LOCALISED | INTERVENED | ASKED | RELATED | MAPPED | EXPLORED) - set(OF_A_LAYER),
                 *(f"{family}@vgg16_bn_narrow" for family in OF_A_LAYER),
             },
         ),
@@ -827,7 +832,10 @@ def test_another_network_leaves_the_cells_of_the_others_alone(tiny, tmp_path):
         "cxlib/metrics/masking.py",
         "cxlib/metrics/interventions.py",
         "cxlib/metrics/localisation.py",
+        "cxlib/metrics/cost.py",
         "cxlib/metrics/parts.py",
+        "cxlib/review/judges.py",
+        "cxlib/review/ledger/leaderboard.py",
         "cxlib/synthbirds/repainting.py",
         "cxlib/explainers/cam.py",
         "cxlib/explainers/vit.py",

@@ -87,6 +87,34 @@ BY_P_2 = {
     "high": [0.6],
     "n_images": [100],
 }
+REPAINTED = {
+    "network": ["vgg16"],
+    "repainted": ["as_sibling", "shared"],
+    "dose": [0.1, 1],
+    "quantity": ["effect", "flips"],
+    "low": [0.1],
+    "high": [0.6],
+    "n_images": [100],
+}
+INTERVENED = {
+    "network": ["vgg16"],
+    "explainer": ["gradcam", "lrp"],
+    "contrast": ["original", "weighted", "perfect"],
+    "quantity": ["rank", "found"],
+    "low": [0.1],
+    "high": [0.6],
+    "n_images": [100],
+}
+DOSES = {
+    "network": ["vgg16"],
+    "contrast": ["max", "weighted"],
+    "epsilon": [0.001, 0.003],
+    "n_iterations": [1, 10],
+    "quantity": ["accuracy", "p_t"],
+    "low": [0.1],
+    "high": [0.6],
+    "n_images": [100],
+}
 VARIANTS = {
     "network": ["vit_b_16"],
     "explainer": ["vit_gradcam", "attention_rollout"],
@@ -108,12 +136,22 @@ TABLES = {
     "plots/claims.csv": (CLAIMS, "mean", "mean", "margin", "margins"),
     "plots/training.csv": (TRAINING, "test_accuracy", "epoch", "test_accuracy", "lines"),
     "plots/zero_gradients.csv": (ZEROS, "zero_share", "n_iterations", "zero_share", "lines"),
-    "plots/localisation.csv": (LOCALISATION, "value", "explainer", "value", "localisation"),
-    "plots/localisation_by_p_2.csv": (BY_P_2, "value", "p_2", "value", "localisation"),
+    "plots/localisation.csv": (LOCALISATION, "value", "explainer", "value", "intervals"),
+    "plots/localisation_by_p_2.csv": (BY_P_2, "value", "p_2", "value", "intervals"),
+    "plots/repainting.csv": (REPAINTED, "value", "dose", "value", "intervals"),
+    "plots/intervention.csv": (INTERVENED, "value", "explainer", "value", "intervals"),
+    "plots/doses.csv": (DOSES, "margin", "epsilon", "margin", "intervals"),
+    "plots/perturbation_vs_published.csv": (
+        PERTURBATION | {"published": [0.3]},
+        "change",
+        "published",
+        "change",
+        "against",
+    ),
     "plots/vit.csv": (VARIANTS, "value", "p_2", "value", "variants"),
     "plots/vit_blocks.csv": (BY_BLOCK, "value", "block", "value", "variants"),
 }
-MARKS = {"lines": "point", "localisation": "point", "variants": "point"}
+MARKS = {"lines": "point", "intervals": "point", "against": "point", "variants": "point"}
 
 
 def run(*command: str, cwd: Path) -> str:

@@ -70,6 +70,8 @@ MINIATURE = (
     "mask.options.max_images_below=5",
     "localise.options.max_images_below=5",
     "intervene.options.max_images=7",
+    "judge.options.explainers=[gradcam,gradient]",
+    "judge.options.max_images=4",
     "vit.options.max_images=5",
     "vit.options.max_images_below=5",
 )
@@ -234,6 +236,7 @@ def test_every_output_of_every_stage_is_there(pipeline):
         "plots/localisation_by_p_2.csv", "plots/vit.csv", "plots/vit_blocks.csv", "plots/claims.csv",
         "metrics/networks.json", "metrics/perturbation.json", "metrics/saturation.json", "metrics/gradient_norms.json",
         "plots/repainting.csv", "plots/intervention.csv", "metrics/intervention.json",
+        "plots/leaderboard.csv", "metrics/leaderboard.json", "plots/leaderboard.png",
         "metrics/table1.json", "metrics/localisation.json", "metrics/vit.json", "metrics/claims.json",
         "plots/synthbirds.png", "plots/figure_1_2.png", "plots/perturbation_vs_published.png", "plots/saturation.png",
         "plots/figure_6.png", "plots/table1.png", "plots/by_ambiguity.png", "plots/localisation.png",
@@ -264,7 +267,7 @@ def numbers(tree):
 def test_metrics_are_few_finite_numbers_without_lists(pipeline):
     files = sorted((pipeline.folder / "metrics").iterdir())
     assert [file.stem for file in files] == [
-        "claims", "gradient_norms", "intervention", "localisation",
+        "claims", "gradient_norms", "intervention", "leaderboard", "localisation",
         "networks", "perturbation", "saturation", "table1", "vit",
     ]  # fmt: skip
     together = []
@@ -293,7 +296,7 @@ def test_what_computed_stands_beside_every_result(pipeline):
     cells = sorted((pipeline.folder / "data").rglob("*.npz"))
     assert {cell.parent.name for cell in cells} == {
         "reports", "perturbation", "saturation", "masking", "controls", "localisation", "interventions", "relations",
-        "maps", "vit", "explored",
+        "judged", "maps", "vit", "explored",
     }  # fmt: skip
     expected = runtime.computed_by(torch.device("cpu"))
     assert expected.startswith("cpu ") and torch.__version__ in expected
@@ -441,7 +444,8 @@ def test_maps_show_images_above_the_threshold(pipeline):
         "data@synthbirds", "contact_sheet@synthbirds", "train@vgg16_bn_narrow", "networks", "perturb@squeezenet1_1",
         "perturbation", "saturate@squeezenet1_1", "saturation", "gradient_norms", "mask@vgg16_bn_narrow", "masking",
         "localise@vgg16_bn_narrow", "localisation", "relate@vgg16_bn_narrow", "train@probed", "figure@ledger",
-        "figure@doses", "intervene@vgg16_bn_narrow", "intervention",
+        "figure@doses", "intervene@vgg16_bn_narrow", "intervention", "judge@vgg16_bn_narrow", "leaderboard",
+        "figure@leaderboard",
         "maps@figure_3", "maps@figure_4", "vit@vit_mini", "transformers",
         "vit_maps@figure_5", "figure@figure_1_2", "figure@perturbation_vs_published", "figure@saturation",
         "figure@figure_6",
@@ -463,7 +467,7 @@ def test_stage_writes_the_same_bytes_again(here, name):
 COMPUTING = (
     "train@vgg16_bn_narrow", "perturb@squeezenet1_1", "saturate@squeezenet1_1", "gradient_norms",
     "mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow", "intervene@vgg16_bn_narrow",
-    "relate@vgg16_bn_narrow", "vit@vit_mini", "train@probed", "explore@vgg16_bn_narrow",
+    "judge@vgg16_bn_narrow", "relate@vgg16_bn_narrow", "vit@vit_mini", "train@probed", "explore@vgg16_bn_narrow",
 )  # fmt: skip
 
 
@@ -1368,6 +1372,7 @@ def test_an_architecture_that_is_trained_twice_keeps_both_accuracies(here, tmp_p
         ("masking", "data/masking"),
         ("localisation", "data/localisation"),
         ("intervention", "data/interventions"),
+        ("leaderboard", "data/judged"),
         ("transformers", "data/vit"),
     ],
 )
@@ -1477,6 +1482,18 @@ BAD = {
         ({"contrasts": ["original", "nonsense"]}, ["'nonsense'", "weighted"]),
         ({"report": "data/none.npz"}, ["data/none.npz"]),
     ],
+    "judge@vgg16_bn_narrow": [
+        ({"data": "data/reference"}, ["data/reference"]),
+        ({"layer": "features.99"}, ["'features.99'", "features.9"]),
+        ({"explainers": ["gradcam", "nonsense"]}, ["nonsense", "xgradcam"]),
+        ({"contrasts": ["original", "nonsense"]}, ["'nonsense'", "weighted"]),
+        ({"report": "data/none.npz"}, ["data/none.npz"]),
+        ({"threshold": 1}, ["data/sets/synthbirds", "ambiguous"]),
+    ],
+    "leaderboard": [
+        ({"folder": "data/none"}, ["data/none"]),
+        ({"repainted": "plots/none.csv"}, ["plots/none.csv"]),
+    ],
     "intervention": [({"folder": "data/none"}, ["data/none"])],
     "localisation": [({"folder": "data/none"}, ["data/none"])],
     "maps@figure_3": [({"contrasts": "nonsense"}, ["nonsense"]), ({"explainers": "nonsense"}, ["nonsense"])],
@@ -1535,7 +1552,8 @@ def test_bad_input_is_one_line_and_leaves_no_file(here, name, changes, named):
     [
         ("perturbation", "changes", np.nan), ("perturbation", "dose", None), ("saturation", "y_t", np.nan),
         ("masking", "masked", np.nan), ("masking", "p_2", None), ("localisation", "share", np.nan),
-        ("localisation", "p_2", None), ("intervention", "mass", None), ("transformers", "alike", None),
+        ("localisation", "p_2", None), ("intervention", "mass", None), ("leaderboard", "areas", np.nan),
+        ("leaderboard", "passes", None), ("transformers", "alike", None),
     ],
 )  # fmt: skip
 def test_a_table_that_fails_leaves_no_other_behind(here, tmp_path, name, array, wrong):
@@ -1609,7 +1627,7 @@ NUMBERS = [
     ("epsilon", SIZES, ["saturate@squeezenet1_1"]),
     ("n_iterations", ("2.5", "true"), ["perturb@squeezenet1_1", "saturate@squeezenet1_1"]),
     ("blur_sigma", SIZES, ["mask@vgg16_bn_narrow", "vit@vit_mini"]),
-    ("disc_radius", SIZES, ["localise@vgg16_bn_narrow", "vit@vit_mini"]),
+    ("disc_radius", SIZES, ["localise@vgg16_bn_narrow", "judge@vgg16_bn_narrow", "vit@vit_mini"]),
     ("gaussian_sigma", SIZES, ["localise@vgg16_bn_narrow"]),
     ("threshold", SHARES, ["mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow", "vit@vit_mini", "maps@figure_3"]),
     ("threshold", SHARES, ["networks"]),

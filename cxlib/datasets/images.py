@@ -49,7 +49,8 @@ def preprocessing(image_size: int, crop: bool) -> Transform:
         if crop
         else [v2.Resize((image_size, image_size))]
     )
-    return v2.Compose([*resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    prepare: Transform = v2.Compose([*resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    return prepare
 
 
 def _not_too_long(short: int, image: Image.Image) -> Image.Image:

@@ -80,7 +80,8 @@ def legrad(
             vit.check_among_tokens(recorded.activation, lie)
             asked = asked or list(cotangents(recorded.logits).unbind(1))
             summed.append(torch.stack([recorded.pull_back(c).clamp(min=0).mean((1, 2)) for c in asked], 1))
-    return torch.stack(summed).mean(0)[..., lie.n_prefix :].unflatten(-1, lie.grid)
+    laid: Tensor = torch.stack(summed).mean(0)[..., lie.n_prefix :].unflatten(-1, lie.grid)
+    return laid
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def _ending_behind(network: nn.Module, depth: int) -> Iterator[None]:
         for block in list(vit.blocks(network).values())[depth + 1 :]:
             # An attribute of the instance hides the class's forward, and goes away again.
             restored.callback(delattr, block, "forward")
-            block.forward = lambda tokens, *_rest, **_options: tokens  # type: ignore[method-assign]
+            block.forward = lambda tokens, *_rest, **_options: tokens
         yield
 
 

@@ -27,7 +27,7 @@ def linear_approximation(activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """XGradCAM, Eq. 3: sum_k (sum_ij a_k g_k / |a_k|_1) a_k.
+    """XGradCAM, Eq. 3: ``sum_k (sum_ij a_k g_k / |a_k|_1) a_k``.
 
     Absolute values in the norm, because without ReLU activations have both signs.
     """

@@ -44,7 +44,8 @@ class Layer(NamedTuple):
         """The module's output with another weight and bias, without its hooks."""
         twin: Any = copy.copy(self.module)
         twin._parameters = {"weight": weight, "bias": bias}
-        return type(self.module).forward(twin, x)
+        output: Tensor = type(self.module).forward(twin, x)
+        return output
 
 
 #: Sums that share an output out, each with the outputs that it serves: a mask, or all of them.

@@ -1,6 +1,6 @@
 """The review's future work: normalise each class's explanation before weighing it.
 
-phi_t / |phi_t| - sum_s alpha_s phi_s / |phi_s|, with |.| the L2 norm of a class's map at the layer's own resolution.
+``phi_t / |phi_t| - sum_s alpha_s phi_s / |phi_s|``, with the L2 norm of a class's map at the layer's own resolution.
 A class whose logit row is scaled then speaks no louder. No cotangent on the logits does that, so the maps of several
 classes are needed: here those of the target and of its `RIVALS` most probable rivals s, alpha being the softmax of
 *their* logits alone.

@@ -126,7 +126,8 @@ def _attention(block: nn.Module) -> Any:
 
 def as_map(values: Tensor, lie: Tokens) -> Tensor:
     """Tokens (..., N, C) as (..., C, h, w), those that stand for no patch left out."""
-    return values[..., lie.n_prefix :, :].mT.unflatten(-1, lie.grid)
+    laid: Tensor = values[..., lie.n_prefix :, :].mT.unflatten(-1, lie.grid)
+    return laid
 
 
 def check_read(network: nn.Module, gradients: Tensor, laid_out: Tensor) -> None:
@@ -377,7 +378,8 @@ def rolled_out(
         combine(traced.activations, traced.pull_back(cotangent), lie.pooled)
         for cotangent in cotangents(traced.logits).unbind(1)
     ]
-    return torch.stack(maps, 1)[..., lie.n_prefix :].unflatten(-1, lie.grid)
+    laid: Tensor = torch.stack(maps, 1)[..., lie.n_prefix :].unflatten(-1, lie.grid)
+    return laid
 
 
 def check_among_tokens(attention: Tensor, lie: Tokens) -> None:
@@ -401,8 +403,8 @@ def first_block(network: nn.Module, layer: str | nn.Module | None) -> int:
         return 0
     names, modules = list(blocks(network)), list(blocks(network).values())
     if layer in names:
-        return names.index(layer)  # type: ignore[arg-type]
+        return names.index(layer)
     if layer in modules:
-        return modules.index(layer)  # type: ignore[arg-type]
+        return modules.index(layer)
     what = repr(layer) if isinstance(layer, str) else type(layer).__name__
     raise ValueError(f"a rollout begins at a block, {what} is none: choose from {names[0]} to {names[-1]}")

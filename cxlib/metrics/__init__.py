@@ -8,6 +8,7 @@
 | does the map agree with what a change of the image does? | `agreement`, `effects`, `mass` |
 | does the map change when its target does? | `target_sensitivity` |
 | does the map change when the network does? | `model_randomisation`, `randomised` |
+| what does a map cost, in forward passes? | `passes` |
 | how alike are two maps? | `SIMILARITIES` |
 | what takes the place of hidden pixels? | `BASELINES`, `Blur`, `linear_imputation` |
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cxlib.metrics.baselines import BASELINES, Blur
+    from cxlib.metrics.cost import passes
     from cxlib.metrics.curves import area, insertion_deletion
     from cxlib.metrics.imputation import linear_imputation
     from cxlib.metrics.interventions import agreement, effects, mass
@@ -43,6 +45,7 @@ __all__ = [
     "mass",
     "measure",
     "model_randomisation",
+    "passes",
     "randomised",
     "relative_probability",
     "target_sensitivity",
@@ -63,6 +66,7 @@ _HOME = {
     "mass": "interventions",
     "measure": "localisation",
     "model_randomisation": "randomisation",
+    "passes": "cost",
     "randomised": "randomisation",
     "relative_probability": "masking",
     "target_sensitivity": "similarity",

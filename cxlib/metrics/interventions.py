@@ -6,6 +6,7 @@ effect is not a matter of opinion: a map for t1 is as good as its mass in the re
 t2 is held against the effects with the opposite sign, a sensitivity (`gradient`) by its absolute mass.
 
 Three measures (`agreement`), each of pairs of an image and a part:
+
 - rank: the rank correlation of mass and effect *across images within a part*, which decides in some images and not in
   others. Within an image nearly all effects are zero, and parts differ in size.
 - sign: how often the mass in the region, positive minus negative, has the effect's sign.

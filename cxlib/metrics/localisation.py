@@ -12,6 +12,7 @@ called the *evidence* (`evidence_signs`). A gradient at the input is a sensitivi
 pixel would raise the logit, not whether the pixel that is there does. Its evidence is its absolute mass.
 
 For each mass m >= 0 (the positive part of the map, of its negative, or its absolute value):
+
 - share: the sum of m inside R over the sum of m, to be held against R's share of the image's area. The primary measure
   is their difference, share - area (*gain*): 0 for a map that does not look at the image, at most 1 - area. A ratio
   would be ruled by the smallest regions, and in a difference between two maps of one image the area falls out.

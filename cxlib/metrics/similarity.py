@@ -60,7 +60,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     variances = sample * (squares - mean_x**2 - mean_y**2)
     covariance = sample * (product - mean_x * mean_y)
     luminance = (2 * mean_x * mean_y + K_1**2) / (mean_x**2 + mean_y**2 + K_1**2)
-    return (luminance * (2 * covariance + K_2**2) / (variances + K_2**2)).mean((-2, -1))
+    local: Tensor = luminance * (2 * covariance + K_2**2) / (variances + K_2**2)
+    return local.mean((-2, -1))
 
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -78,7 +79,7 @@ class TargetSensitivity(NamedTuple):
         correlation: Pearson's.
         rank_correlation: Spearman's.
         explained: the share of one map's energy (sum of squares) that a multiple of the other explains; negative where
-            that multiple is. 1 - |explained| is what only this target's map says.
+            that multiple is. ``1 - |explained|`` is what only this target's map says.
     """
 
     correlation: Tensor

@@ -5,11 +5,11 @@ frozen, so that an explanation's gradient is with respect to the image a person 
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torchvision
@@ -21,6 +21,8 @@ from torchvision.transforms._presets import ImageClassification
 
 from cxlib import runtime
 from cxlib.networks.weights import find, read
+
+_Kind = TypeVar("_Kind", bound=nn.Module)
 
 #: The trunk of a network in `HYBRIDS`, by the name of its layer.
 TRUNK = "patch_embed.backbone"
@@ -43,7 +45,14 @@ class Network(nn.Module):
     std: Tensor
     preparation: dict[str, Any] | None = None
 
-    def __init__(self, name: str, inner: nn.Module, options: dict[str, Any], mean=IMAGENET_MEAN, std=IMAGENET_STD):
+    def __init__(
+        self,
+        name: str,
+        inner: nn.Module,
+        options: dict[str, Any],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ):
         super().__init__()
         self.name, self.options, self.inner = name, options, inner
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -56,7 +65,8 @@ class Network(nn.Module):
             ValueError: the architecture wants images of another size.
         """
         try:
-            return self.inner((images - self.mean) / self.std)
+            logits: Tensor = self.inner((images - self.mean) / self.std)
+            return logits
         except (AssertionError, RuntimeError) as error:
             if runtime.is_full_memory(error):
                 raise
@@ -93,7 +103,8 @@ class NarrowVGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of normalised images (B, 3, H, W)."""
-        return self.classifier(self.avgpool(self.features(images)).flatten(1))
+        logits: Tensor = self.classifier(self.avgpool(self.features(images)).flatten(1))
+        return logits
 
 
 #: Small Vision Transformers by name: options of timm's, with the mean and standard deviation of their images.
@@ -162,7 +173,7 @@ def build(
     return freeze(network)
 
 
-def freeze(network: nn.Module) -> Any:
+def freeze(network: _Kind) -> _Kind:
     """The network in eval mode, its parameters without gradient."""
     return network.eval().requires_grad_(False)
 
@@ -233,7 +244,7 @@ def transform(name: str, weights: str | None = None) -> Callable[[Image], Tensor
 def published_classes(network: Network) -> list[str]:
     """The class names of the weights that torchvision or timm publish for a network; none where they do not say."""
     if network.name in torchvision.models.list_models(module=torchvision.models):
-        return list(torchvision.models.get_model_weights(network.name).DEFAULT.meta["categories"])  # type: ignore[attr-defined]
+        return list(torchvision.models.get_model_weights(network.name).DEFAULT.meta["categories"])
     import timm
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -264,12 +275,12 @@ def _skeleton(name: str, num_classes: int, options: dict[str, Any]) -> Network:
         architecture, stage, shape = HYBRIDS[name]
         trunk = timm.create_model(architecture, features_only=True, out_indices=(stage,))
         embed = partial(timm.layers.HybridEmbed, backbone=trunk)
-        inner = timm.models.VisionTransformer(num_classes=num_classes, patch_size=1, embed_layer=embed, **shape)  # type: ignore[arg-type]
+        inner = timm.models.VisionTransformer(num_classes=num_classes, patch_size=1, embed_layer=embed, **shape)
         cfg = timm.models.get_pretrained_cfg(architecture)
         return Network(name, inner, options, cfg.mean, cfg.std)  # type: ignore[union-attr]
     _check_timm(name)
     inner = timm.create_model(name, num_classes=num_classes)
-    return Network(name, inner, options, *(inner.pretrained_cfg[key] for key in ("mean", "std")))  # type: ignore[index]
+    return Network(name, inner, options, inner.pretrained_cfg["mean"], inner.pretrained_cfg["std"])  # type: ignore[arg-type, index]
 
 
 def _check_timm(name: str) -> None:
@@ -297,7 +308,8 @@ def _load(inner: nn.Module, state: dict[str, Tensor], message: str) -> None:
 
 def last_layer(inner: nn.Module) -> str:
     """The classifier's last layer, by name: the last linear or convolutional one."""
-    return [name for name, module in inner.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    names: list[str] = [name for name, module in inner.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return names[-1]
 
 
 def heads(network: Network) -> list[str]:

@@ -66,5 +66,5 @@ def fast(network: nn.Module) -> nn.Module:
     if getattr(network, "is_fast", False):
         return network
     quick = folded(copy.deepcopy(getattr(network, "_orig_mod", network)).eval())  # a compiled network has no copy
-    quick.requires_grad_(False).to(memory_format=torch.channels_last).is_fast = True  # type: ignore[assignment, call-overload]
+    quick.requires_grad_(False).to(memory_format=torch.channels_last).is_fast = True  # type: ignore[call-overload]
     return quick

@@ -109,7 +109,8 @@ def _last_map(module: nn.Module) -> nn.Module | None:
     Raises:
         ValueError: the family ends in none.
     """
-    kind, modules = type(module).__name__, dict(module.named_modules())
+    kind = type(module).__name__
+    modules: dict[str | None, nn.Module] = dict(module.named_modules())
     stages = getattr(module, "feature_info", None)  # timm's list of them
     last = modules.get(stages[-1]["module"]) if isinstance(stages, list) and stages else None
     if _LAST_MAP.get(kind) in modules:

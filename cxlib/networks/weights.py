@@ -69,7 +69,8 @@ def _find(name: str, weights: str, folder: str | Path | None) -> dict[str, Tenso
         return _in_order_of_timm(name, read(packaged, expected=packaged.stem[-8:]), packaged)
     try:
         if member := _of_torchvision(name, weights, digits):
-            return member.get_state_dict(progress=True, check_hash=True, weights_only=True)
+            state: dict[str, Tensor] = member.get_state_dict(progress=True, check_hash=True, weights_only=True)
+            return state
         if weights == "DEFAULT":
             import timm
 

@@ -8,7 +8,7 @@ picture; colours, part masks and soft edges all come from that one drawing, so t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -117,7 +117,7 @@ class Layer:
         self.colours: list[RGB] = [(0, 0, 0)]
         self.parts: list[int] = [0]
 
-    def pixels(self, points: np.ndarray) -> list:
+    def pixels(self, points: np.ndarray) -> list[Any]:
         """Points (…, n, 2) on the canvas, as PIL wants them: a list of 2 n numbers, or lists thereof."""
         moved = (np.asarray(points) * self.zoom + self.origin) * SUPERSAMPLING
         return moved.reshape(*moved.shape[:-2], -1).tolist()
@@ -377,7 +377,9 @@ def _draw_feathers(layer: Layer, bird: Bird, rng: np.random.Generator) -> np.nda
         for points in texture.pixels(curves):
             texture.draw.line(points, fill=tone, width=thickness)
 
-    def scallops(ribbon: Ribbon, s: tuple[float, float], t: tuple[float, float], rows: int, columns: int, tone: int):
+    def scallops(
+        ribbon: Ribbon, s: tuple[float, float], t: tuple[float, float], rows: int, columns: int, tone: int
+    ) -> None:
         bow = np.linspace(-1, 1, 5)
         row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
         middle = column + 0.5 * (row % 2) + rng.uniform(-0.15, 0.15, (rows, columns))

@@ -35,15 +35,23 @@ class WholeBatch(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _batch_norm(
-        self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight, bias, training, momentum, eps
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor,
+        training: bool,
+        momentum: float,
+        eps: float,
     ) -> Tensor:
         over, channels = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
         count = self.n_images * math.prod(x.shape[2:])
         # At least float32, and two passes: a difference of squares would cancel.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = _Sum.apply(wide.sum(over), self.ranks) / count
+        mean = self._sum(wide.sum(over)) / count
         centred = wide - mean.view(channels)
-        variance = _Sum.apply(centred.square().sum(over), self.ranks) / count
+        variance = self._sum(centred.square().sum(over)) / count
         if running_mean is not None and running_var is not None:
             with torch.no_grad():
                 running_mean.lerp_(mean, momentum)
@@ -52,6 +60,10 @@ class WholeBatch(TorchFunctionMode):
         if weight is not None:
             normalised = normalised * weight.view(channels) + bias.view(channels)
         return normalised.to(x.dtype)
+
+    def _sum(self, local: Tensor) -> Tensor:
+        total: Tensor = _Sum.apply(local, self.ranks)  # type: ignore[no-untyped-call]  # torch does not type it
+        return total
 
     def _dropout(self, x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
         # The mask is drawn in the order of the memory.
@@ -70,7 +82,7 @@ class _Sum(torch.autograd.Function):
         return _summed(local, ranks)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _summed(gradient, ctx.ranks), None
 
 

@@ -12,7 +12,7 @@ p-values are Holm's over the rows of one network, or of all together; no verdict
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -137,7 +137,7 @@ def judge(margins: Sequence[Margin], rng: np.random.Generator) -> pd.DataFrame:
     return ledger
 
 
-def _verdict(row) -> str:
+def _verdict(row: Any) -> str:
     if row.kind == IDENTITY:
         return IDENTITY
     significant = row.p_holm < LEVEL
@@ -160,14 +160,14 @@ def decisive(ledger: pd.DataFrame) -> pd.DataFrame:
 LEADING = {"claim_1": "p_t_weighted_minus_original", "claim_2": "t2_equal_kept", "claim_3": "gradcam"}
 
 
-def headlines(ledger: pd.DataFrame) -> dict[str, dict]:
+def headlines(ledger: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """For each statement whether it holds, and the leading margin of claims 1 to 3, mean over the rows that decide.
 
     A statement holds when all of its rows that are tested hold: a margin that is on all networks together there, any
     other on each; what is noted as `NOT_SAID` stands beside. One without such a row, identities aside, does not hold;
     one of identities alone does.
     """
-    result: dict[str, dict] = {}
+    result: dict[str, dict[str, Any]] = {}
     for statement, judged in decisive(ledger).groupby("statement", sort=False):
         said = ~judged["note"].fillna("").str.startswith(NOT_SAID)
         tested = judged[said & (judged["kind"] != IDENTITY) & (judged["n_images"] >= FEWEST)]

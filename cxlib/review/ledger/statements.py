@@ -48,7 +48,9 @@ def of_perturbation(cells: Mapping[str, Arrays], published: pd.DataFrame) -> Ite
             for q, quantity in enumerate(chosen[0]["quantities"])
         }  # (networks, images) each
 
-        def difference(a: str, b: str, quantity: str, changes=changes) -> np.ndarray:
+        def difference(
+            a: str, b: str, quantity: str, changes: Mapping[tuple[str, str], np.ndarray] = changes
+        ) -> np.ndarray:
             return changes[a, quantity] - changes[b, quantity]
 
         for quantity in ("accuracy", "p_t"):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -512,7 +512,7 @@ _MEASURED = ["quantity", "variant", "target", "rule", "value", "low", "high", "n
 
 def _measured(
     measures: Mapping[tuple[str, ...], np.ndarray], inside: np.ndarray, rng: np.random.Generator
-) -> Iterator[tuple]:
+) -> Iterator[tuple[Any, ...]]:
     """A row for each measure, over the images inside that have it."""
     for key, values in measures.items():
         own = values[inside & ~np.isnan(values)]
@@ -580,13 +580,13 @@ def _truth(cell: Arrays) -> str:
     return "discriminative parts" if cell["discriminative"] else "the bird's parts"
 
 
-def _indexed(*axes: np.ndarray) -> Iterator[tuple[tuple[int, ...], tuple]]:
+def _indexed(*axes: np.ndarray) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...]]]:
     """Index and labels of every cell of a grid."""
     for index in np.ndindex(*(len(axis) for axis in axes)):
         yield index, tuple(axis[i].item() for axis, i in zip(axes, index))
 
 
-def _cells(values: np.ndarray, *axes: np.ndarray) -> Iterator[tuple[tuple, float]]:
+def _cells(values: np.ndarray, *axes: np.ndarray) -> Iterator[tuple[tuple[Any, ...], float]]:
     """Labels and value of every cell of a grid."""
     for index, labels in _indexed(*axes):
         yield labels, values[index]

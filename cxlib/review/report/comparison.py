@@ -241,7 +241,7 @@ def _text(value: Any) -> str:
 
 
 def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column)
+    return bool(pd.api.types.is_numeric_dtype(column))
 
 
 def _is_count(name: str) -> bool:

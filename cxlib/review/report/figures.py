@@ -571,6 +571,60 @@ def intervention(table: pd.DataFrame, path: Path | str) -> None:
     return overlay.save(figure, path)
 
 
+#: The leaderboard's panels, the first of which sorts its rows, and which way is better.
+JUDGES = {
+    "repainting": "rank correlation with\nwhat repainting does →",
+    "insertion_deletion": "$y_{t_1} - y_{t_2}$: insertion\nminus deletion →",
+    "localisation": "mass where the classes\ndiffer, beyond area →",
+    "head": "← order left when\nthe classifier is new",
+    "all": "← order left when\nall layers are new",
+    "passes": "← forward passes\na map",
+}
+
+
+def leaderboard(table: pd.DataFrame, path: Path | str) -> None:
+    """Which explainer, and does the contrast help it: a row an explainer, the best on top, a panel a judge.
+
+    Rows stand in the order of the first judge that a network has, by their best contrast; arrows point to the better
+    side.
+
+    Args:
+        table: as `leaderboard.leaderboard` gives it.
+        path: PNG to write.
+    """
+    networks, contrasts = (list(dict.fromkeys(table[axis])) for axis in ("network", "contrast"))
+    n_rows = table.groupby("network")["explainer"].nunique().max()
+    figure = Figure(figsize=(13, 0.9 + (0.6 + 0.3 * n_rows) * len(networks)), layout="constrained")
+    axes = figure.subplots(len(networks), len(JUDGES), squeeze=False, sharey="row")
+    offsets = dict(zip(contrasts, np.linspace(0.22, -0.22, len(contrasts))))
+    for network, panels in zip(networks, axes):
+        own = table[table["network"] == network]
+        has = [measure for measure in JUDGES if measure in set(own["measure"])]
+        best = own[own["measure"] == has[0]].groupby("explainer")["value"].max().reindex(own["explainer"].unique())
+        order = best.sort_values(na_position="first").index.tolist()
+        for axis, (measure, title) in zip(panels, JUDGES.items()):
+            for row in own[own["measure"] == measure].itertuples():
+                place, colour = order.index(row.explainer) + offsets[row.contrast], COLOURS.get(row.contrast, "black")
+                axis.plot([row.low, row.high], [place, place], color=colour, linewidth=1.5)
+                axis.plot(row.value, place, "o", color=colour, markersize=4.5)
+            if measure not in has:
+                axis.text(0.5, 0.5, "not painted", ha="center", va="center", color="grey", transform=axis.transAxes)
+            axis.axvline(0, color="black", linewidth=0.7)
+            axis.set_yticks(range(len(order)), [LABELS.get(name, name) for name in order])
+            for line in range(len(order) - 1):
+                axis.axhline(line + 0.5, color="0.9", linewidth=0.6, zorder=0)
+            axis.set_xlabel(title, fontsize=9)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.tick_params(axis="x", labelsize=8)
+            if measure in has:
+                n_images = own[own["measure"] == measure]["n_images"].iloc[0]
+                axis.set_title("counted" if measure == "passes" else f"{n_images} images", fontsize=8, loc="right")
+        panels[0].set_title(network, fontsize=9, loc="left")
+    marks = [Line2D([], [], color=COLOURS.get(c, "black"), label=c, marker="o", linestyle="") for c in contrasts]
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=9)
+    overlay.save(figure, path)
+
+
 #: The figures that are drawn from one table, or from maps.
 FIGURES: dict[str, Callable[[Any, Path | str], None]] = {
     "figure_1_2": figure_1_2,
@@ -583,6 +637,7 @@ FIGURES: dict[str, Callable[[Any, Path | str], None]] = {
     "localisation": localisation,
     "localisation_by_p_2": localisation_by_p_2,
     "intervention": intervention,
+    "leaderboard": leaderboard,
     "figure_3": overlay.over_images,
     "figure_4": overlay.over_images,
     "figure_5": overlay.over_images,
