@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -113,7 +114,7 @@ def aside(text: str) -> Markup:
     return Markup(re.sub(r"([(\[].*[)\]])", r"<small>\1</small>", str(escape(text))))
 
 
-def _columns(table: pd.DataFrame) -> dict[str, list]:
+def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
     """A table by its columns, as JSON holds it; what is missing is null."""
     return {
         str(name): [None if pd.isna(value) else value for value in column.tolist()] for name, column in table.items()

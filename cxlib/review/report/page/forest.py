@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -114,7 +114,7 @@ def _verdict(margins: Sequence[Margin], holds: bool) -> str:
     return REFUTED if REFUTED in given else NOT_SHOWN
 
 
-def _margin(row, decides: bool) -> Margin:
+def _margin(row: Any, decides: bool) -> Margin:
     published = None if pd.isna(row.published) else float(row.published)
     values = {"mean": row.mean, "low": row.low, "high": row.high, "bound": row.bound}
     values |= {} if published is None else {"published": published}
