@@ -28,7 +28,7 @@ myst_heading_anchors = 3
 # Tutorials run each time: what they show is what the code does now.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # of a cell; on a quiet machine none takes more than some seconds
 nb_merge_streams = True
 
 # Docstrings write names in single backticks, and types stand in the signatures.

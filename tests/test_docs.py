@@ -1,4 +1,4 @@
-"""The documentation holds: links lead somewhere, pages are reached, messages are the code's. `make docs` builds it."""
+"""The documentation holds: links lead somewhere, every page is reached, messages are the code's own."""
 
 import pkgutil
 import re

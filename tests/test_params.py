@@ -206,6 +206,7 @@ def test_default_profile_asks_each_network_what_it_can_answer():
         "mask.networks": ["lite0_birds", "lite0", "lite0_photographs"],
         "control.networks": ["lite0_birds", "lite0"],
         "localise.networks": ["lite0_birds"],
+        "judge.networks": ["lite0_birds"],
         "relate.networks": ["lite0_birds", "lite0", "lite0_photographs"],
         "vit.networks": ["vit_lite0"],
         "explore.networks": ["lite0_birds"],

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import boto3
@@ -13,6 +16,7 @@ from moto.server import ThreadedMotoServer
 PARAMS = """
 networks: [small, large]
 epsilon: 0.001
+folder: weights
 """
 # Every command tells a log outside the repository that it ran.
 PIPELINE = """
@@ -33,6 +37,8 @@ stages:
     params: [networks, epsilon]
     metrics: [m.json: {cache: false}]
     plots: [table.csv: {cache: false, x: n, y: e}]
+artifacts:
+  explained: {path: "${folder}/a", type: model}
 """
 
 DVC = "import sys; from dvc.cli import main; sys.exit(any(main(line.split()) for line in sys.argv[1:]))"
@@ -140,3 +146,39 @@ def test_earlier_parameter_is_restored_without_running(shared):
     assert mine.run("git", "status", "--porcelain") == ""
     assert (mine.folder / "m.json").read_text() == '{"e":0.001}\n'
     assert (mine.folder / "cells" / "large.csv").read_text() == "0.001\n"
+
+
+def test_artifact_is_fetched_by_its_tag_without_a_clone(shared):
+    mine, elsewhere = shared.mine, Repository(shared.folder, shared.mine.environment)
+    mine.run("git", "tag", "-a", "explained@v1.0.0", "-m", "first")
+    elsewhere.dvc(f"artifacts get {mine.folder} explained --rev v1.0.0 --out fetched")
+    assert (shared.folder / "fetched").read_bytes() == (mine.folder / "weights" / "a").read_bytes()
+    told = elsewhere.dvc(f"artifacts get {mine.folder} explained --rev v2.0.0 --out second", fails=True)
+    assert "Unable to find artifact" in told
+    assert not (shared.folder / "second").exists()
+
+
+def test_recipe_of_the_documentation_works_as_written(shared, server):
+    """Its lines are run, but for the environment's making and for `make verify`, which is of the real pipeline."""
+    text = (Path(__file__).parents[1] / "docs" / "pipeline.md").read_text()
+    recipe = re.search(r"dvc remote add --default.*?(?=```)", text, re.DOTALL)[0].replace("BUCKET", "recipe")
+    shared.s3.create_bucket(Bucket="recipe")
+    environment = shared.mine.environment | {"AWS_ENDPOINT_URL": server}
+    folder = shared.folder / "recipe"
+    shared.mine.clone(folder)
+    at, before = Repository(folder, environment), shared.log.read_text()
+    at.dvc("pull --run-cache", "remote remove team")
+    ran = []
+    for line in recipe.splitlines():
+        if line.startswith("# elsewhere"):
+            at = at.clone(shared.folder / "recipe_elsewhere")
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True)
+            if words[:1] == ["dvc"]:
+                ran.append((words[1], at.dvc(" ".join(words[1:]))))
+            elif words[:1] == ["git"]:
+                at.run(*words)
+    assert [name for name, _told in ran] == ["remote", "remote", "push", "pull", "repro"]
+    assert "Running stage" not in ran[-1][1]
+    assert shared.log.read_text() == before
+    assert (at.folder / "weights" / "b").read_text() == "v\n"

@@ -326,6 +326,27 @@ def test_masking_tables_have_the_contracts_columns_and_both_sides(pipeline):
         assert all(float(row["low"]) <= float(row["relative_probability"]) <= float(row["high"]) for row in rows)
 
 
+def test_the_leaderboard_has_what_was_judged_beside_what_was_repainted(pipeline):
+    board, repainted = (
+        pd.read_csv(pipeline.folder / "plots" / f"{name}.csv") for name in ("leaderboard", "intervention")
+    )
+    cell = np.load(pipeline.folder / "data" / "judged" / "vgg16_bn_narrow.npz")
+    assert 0 < len(cell["images"]) <= 4 and (cell["area"] > 0).all() and (cell["p_2"] > pipeline.threshold).all()
+    explainers, contrasts = ["gradcam", "gradient"], ["original", "max", "weighted"]
+    assert cell["explainers"].tolist() == explainers and cell["contrasts"].tolist() == contrasts
+    keys = ["explainer", "contrast"]
+    ranks = repainted[(repainted["quantity"] == "rank") & (repainted["contrast"] != "perfect")].set_index(keys)
+    for measure, rows in board.groupby("measure"):
+        assert sorted(zip(rows["explainer"], rows["contrast"])) == sorted((e, c) for e in explainers for c in contrasts)
+        if measure == "repainting":
+            assert rows["value"].tolist() == ranks.loc[list(zip(*(rows[key] for key in keys))), "value"].tolist()
+        if measure == "passes":
+            assert set(rows[rows["explainer"] == "gradient"]["value"]) == {2.0}
+    weighted = board[board["contrast"] == "weighted"].groupby("measure")["margin"].mean()
+    gain = headlines(pipeline.folder, "leaderboard")["gain"]
+    assert gain == {name: within(weighted[name]) for name in ("insertion_deletion", "localisation")}
+
+
 def test_localisation_tables_have_every_setting_on_both_sides(pipeline):
     cell = np.load(pipeline.folder / "data" / "localisation" / "vgg16_bn_narrow.npz")
     n_above = int(cell["above"].sum())
