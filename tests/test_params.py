@@ -210,7 +210,6 @@ def test_default_profile_asks_each_network_what_it_can_answer():
         "relate.networks": ["lite0_birds", "lite0", "lite0_photographs"],
         "vit.networks": ["vit_lite0"],
         "explore.networks": ["lite0_birds"],
-        "judge.networks": ["lite0_birds"],
     }
     assert mini["gradient_norms"]["network"] == mini["maps"]["figure_3"]["network"] == "lite0_birds"
     assert mini["vit_maps"]["figure_5"]["network"] == "vit_lite0"

@@ -67,7 +67,7 @@ def build(
             leading=[row for row in statements if row.leading],
             networks=list(dict.fromkeys(claims["network"])),
             level=LEVEL,
-        fewest=FEWEST,
+            fewest=FEWEST,
             sections=SECTIONS,
             pictures=PICTURES,
             grids=grids,
