@@ -213,12 +213,15 @@ def legend(sheet: Figure, x: float, y: float, width: float, names: tuple[str, st
     ramp = np.broadcast_to(np.linspace(-1, 1, 257), (2, 257))
     strip = blended(np.full((*ramp.shape, 3), 0.62), ramp, 1, OPACITY)
     axes(sheet, x, y + 0.2, width, 0.2).imshow(strip, aspect="auto")
-    room, size = width / 2 - 0.1, 10.5
-    while size > 8 and max(width_of(f"for {name}", size, "bold") for name in names) > room:
+    size, words = 10.5, [f"for {name}" for name in names]
+    while size > 7.5 and sum(width_of(each, size, "bold") for each in words) > width - 0.25:
         size -= 0.5
-    for name, colour, place, end in ((names[1], AGAINST, x, "left"), (names[0], FOR, x + width, "right")):
-        words = shortened(f"for {name}", room, size, "bold")
-        write(sheet, place, y + 0.64, words, size, color=colour, weight="bold", ha=end)
+    # What is still too long is cut at the middle, or where the other one ends.
+    first, second = (max(width / 2 - 0.1, width - 0.2 - width_of(each, size, "bold")) for each in reversed(words))
+    ends = (words[1], AGAINST, x, "left", second), (words[0], FOR, x + width, "right", first)
+    for each, colour, place, end, room in ends:
+        kept = shortened(each, room, size, "bold")
+        write(sheet, place, y + 0.64, kept, size, color=colour, weight="bold", ha=end)
     reading = "Grey says nothing; every map has a scale of its own."
     if n_classes == 2:
         reading = f"Asked about one class, the other's colour stands for all of its rivals. {reading}"
