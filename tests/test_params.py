@@ -708,20 +708,21 @@ def figures(*names):
     return {f"figure@{name}" for name in names}
 
 
-JUDGED = {"claims", *figures("ledger")}
+JUDGED = {"claims", "report", *figures("ledger")}
 PERTURBED = {"perturbation", *JUDGED, *figures("figure_1_2", "doses", "perturbation_vs_published")}
 SATURATED = {"saturation", *JUDGED, *figures("saturation")}
 CONTROLLED = {"control", *JUDGED}
 MASKED = {"mask", "masking", *CONTROLLED, *figures("table1", "by_ambiguity")}
 LOCALISED = {"localise", "localisation", *JUDGED, *figures("localisation", "localisation_by_p_2")}
-BOARD = {"leaderboard", *figures("leaderboard")}
+BOARD = {"leaderboard", "report", *figures("leaderboard")}
 INTERVENED = {"intervene", "intervention", *BOARD, *JUDGED, *figures("intervention")}
 ASKED = {"judge", *BOARD}
 RELATED = {"relate", *JUDGED}
-MAPPED = {"maps@figure_3", "maps@figure_4", *figures("figure_3", "figure_4")}
+MAPPED = {"maps@figure_3", "maps@figure_4", "report", *figures("figure_3", "figure_4")}
 COMPARED = {"vit", "transformers", *JUDGED, *figures("vit", "vit_blocks")}
-FIGURE_5 = {"vit_maps", "figure_5"}
-OF_A_LAYER = ("mask", "control", "localise", "intervene", "judge", "relate")
+FIGURE_5 = {"vit_maps", "figure_5", "report"}
+EXPLORED = {"explore", "report"}
+OF_A_LAYER = ("mask", "control", "localise", "intervene", "judge", "relate", "explore")
 FIGURE_6 = {"gradient_norms", *JUDGED, *figures("figure_6")}
 
 
@@ -758,8 +759,9 @@ def stale(tiny, tmp_path_factory):
         ("tables.leaderboard.seed=1", BOARD),
         ("relate.options.explainers=[gradcam]", RELATED),
         ("relate.options.max_images=5", RELATED),
-        ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3"}),
-        ("maps.figure_4.options.max_images=5", {"maps@figure_4", "figure@figure_4"}),
+        ("maps.figure_3.options.max_images=5", {"maps@figure_3", "figure@figure_3", "report"}),
+        ("maps.figure_4.options.max_images=5", {"maps@figure_4", "figure@figure_4", "report"}),
+        ("explore.options.shares=[0.5]", EXPLORED),
         ("vit.blocks.rollout_block=1", {*COMPARED, *FIGURE_5}),
         ("vit.options.max_images=5", COMPARED),
         ("vit_maps.figure_5.options.max_images=5", FIGURE_5),
@@ -779,7 +781,7 @@ def test_a_parameter_runs_again_only_what_depends_on_it(stale, override, expecte
         (
             "vgg16_bn_narrow",
             {
-                *(MASKED | LOCALISED | INTERVENED | ASKED | RELATED | MAPPED) - set(OF_A_LAYER),
+                *(MASKED | LOCALISED | INTERVENED | ASKED | RELATED | MAPPED | EXPLORED) - set(OF_A_LAYER),
                 *(f"{family}@vgg16_bn_narrow" for family in OF_A_LAYER),
             },
         ),
@@ -819,6 +821,8 @@ def test_another_network_leaves_the_cells_of_the_others_alone(tiny, tmp_path):
     "file",
     [
         "cxlib/review/report/figures.py",
+        "cxlib/review/report/page",
+        "cxlib/review/exploration.py",
         "cxlib/review/ledger/tables.py",
         "cxlib/review/ledger/claims.py",
         "cxlib/review/ledger/statistics.py",

@@ -242,7 +242,7 @@ def test_every_output_of_every_stage_is_there(pipeline):
         "plots/figure_6.png", "plots/table1.png", "plots/by_ambiguity.png", "plots/localisation.png",
         "plots/localisation_by_p_2.png", "plots/figure_3.png", "plots/figure_4.png", "plots/figure_5.png",
         "plots/vit.png", "plots/vit_blocks.png", "plots/ledger.png", "plots/doses.csv",
-        "plots/doses.png",
+        "plots/doses.png", "plots/report.html",
     ]  # fmt: skip
     assert set(outs) >= set(promised)
 
@@ -296,7 +296,7 @@ def test_what_computed_stands_beside_every_result(pipeline):
     cells = sorted((pipeline.folder / "data").rglob("*.npz"))
     assert {cell.parent.name for cell in cells} == {
         "reports", "perturbation", "saturation", "masking", "controls", "localisation", "interventions", "relations",
-        "judged", "maps", "vit",
+        "judged", "maps", "vit", "explored",
     }  # fmt: skip
     expected = runtime.computed_by(torch.device("cpu"))
     assert expected.startswith("cpu ") and torch.__version__ in expected
@@ -472,6 +472,7 @@ def test_maps_show_images_above_the_threshold(pipeline):
         "figure@figure_6",
         "figure@table1", "figure@by_ambiguity", "figure@localisation", "figure@localisation_by_p_2", "figure@figure_3",
         "figure@figure_4", "figure_5@figure_5", "figure@vit", "figure@vit_blocks", "claims",
+        "explore@vgg16_bn_narrow", "report",
     ],
 )  # fmt: skip
 def test_stage_writes_the_same_bytes_again(here, name):
@@ -487,7 +488,7 @@ def test_stage_writes_the_same_bytes_again(here, name):
 COMPUTING = (
     "train@vgg16_bn_narrow", "perturb@squeezenet1_1", "saturate@squeezenet1_1", "gradient_norms",
     "mask@vgg16_bn_narrow", "localise@vgg16_bn_narrow", "intervene@vgg16_bn_narrow",
-    "judge@vgg16_bn_narrow", "relate@vgg16_bn_narrow", "vit@vit_mini", "train@probed",
+    "judge@vgg16_bn_narrow", "relate@vgg16_bn_narrow", "vit@vit_mini", "train@probed", "explore@vgg16_bn_narrow",
 )  # fmt: skip
 
 

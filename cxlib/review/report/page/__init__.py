@@ -19,7 +19,7 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from cxlib.overlay import COLOURS, LABELS
-from cxlib.review.ledger.claims import LEVEL
+from cxlib.review.ledger.claims import FEWEST, LEVEL
 from cxlib.review.report.page import explorer, forest
 from cxlib.review.report.page.sections import FIGURES, PICTURES, SECTIONS, TABLES, printed_name
 
@@ -67,6 +67,7 @@ def build(
             leading=[row for row in statements if row.leading],
             networks=list(dict.fromkeys(claims["network"])),
             level=LEVEL,
+            fewest=FEWEST,
             sections=SECTIONS,
             pictures=PICTURES,
             grids=grids,

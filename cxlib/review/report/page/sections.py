@@ -378,6 +378,23 @@ SECTIONS: dict[str, Section] = {
         ),
         grid=agreement,
     ),
+    "leaderboard": Section(
+        "The leaderboard",
+        "Every explainer and contrast under every judge. More is better, but for `alike`, the correlation of the maps"
+        " of t1 and t2, for `head` and `all`, how much of a map's order is left when the classifier, or all layers, are"
+        " new, and for `passes`, what a map costs.",
+        "95 % BCa bootstrap interval over images; over birds for repainting; what a map costs is counted",
+        table="leaderboard",
+        figure="leaderboard",
+        chart=partial(
+            chart,
+            x=number("value", "measure", zero=True),
+            y=names("explainer"),
+            colour="contrast",
+            choose={"measure": "insertion_deletion", "network": None},
+            bounds=("low", "high"),
+        ),
+    ),
     "repainting": Section(
         "What repainting does",
         "The deciding part alone decides: repainting it turns most decisions over, a part that the two species share "
