@@ -24,7 +24,7 @@ test: .venv/ready
 
 # The pages of docs/ as HTML: tutorials are run, and no warning passes. Sphinx comes only here, not with `setup`.
 docs: .venv/docs
-	sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	sphinx-build --fresh-env --write-all --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 .venv/docs: .venv/ready requirements-docs.txt

@@ -59,7 +59,7 @@ def blended(
 ) -> NDArray[np.float64]:
     """A map over its image in grey, as RGB (H, W, 3) in [0, 1].
 
-    A pixel is ``(1 - s) grey + s colour`` with the strength s = opacity min(|map| / limit, 1), and the colour `FOR`
+    A pixel is ``(1 - s) grey + s colour`` with the strength ``s = opacity min(|map| / limit, 1)``, and the colour `FOR`
     where the map is positive, `AGAINST` where it is negative: where the map is 0 there is nothing over the image.
 
     Args:
