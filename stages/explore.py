@@ -18,7 +18,7 @@ from cxlib.review import exploration, selection
 @option("--report")
 @several("--explainers")
 @several("--contrasts")
-@option("--n-classes", POSITIVE)
+@option("--n-classes", click.IntRange(min=2))
 @several("--shares", SHARE)
 @option("--blur-kernel", POSITIVE)
 @option("--blur-sigma", SIZE)
