@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test docs bench zoo lint check verify compare params.yaml lock
+.PHONY: setup repro test docs bench zoo lint check verify compare gallery params.yaml lock
 
 setup: .venv/ready
 
@@ -59,6 +59,10 @@ compare: .venv/ready
 # Every explainer on every network: writes docs/zoo.md.
 zoo: .venv/ready
 	python -m tests.zoo
+
+# The pictures of docs/gallery.md, of what `make repro` made.
+gallery: .venv/ready
+	python docs/gallery.py
 
 # The committed parameters: conf/ composed with the profile mini.
 params.yaml: .venv/ready

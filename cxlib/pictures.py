@@ -213,10 +213,13 @@ def legend(sheet: Figure, x: float, y: float, width: float, names: tuple[str, st
     ramp = np.broadcast_to(np.linspace(-1, 1, 257), (2, 257))
     strip = blended(np.full((*ramp.shape, 3), 0.62), ramp, 1, OPACITY)
     axes(sheet, x, y + 0.2, width, 0.2).imshow(strip, aspect="auto")
+    room, size = width / 2 - 0.1, 10.5
+    while size > 8 and max(width_of(f"for {name}", size, "bold") for name in names) > room:
+        size -= 0.5
     for name, colour, place, end in ((names[1], AGAINST, x, "left"), (names[0], FOR, x + width, "right")):
-        words = shortened(f"for {name}", width / 2 - 0.1, 10.5, "bold")
-        write(sheet, place, y + 0.64, words, 10.5, color=colour, weight="bold", ha=end)
-    reading = "Grey says nothing; full colour is the strongest of each map."
+        words = shortened(f"for {name}", room, size, "bold")
+        write(sheet, place, y + 0.64, words, size, color=colour, weight="bold", ha=end)
+    reading = "Grey says nothing; every map has a scale of its own."
     if n_classes == 2:
         reading = f"Asked about one class, the other's colour stands for all of its rivals. {reading}"
     if width > 5:  # side by side
@@ -229,7 +232,7 @@ def legend(sheet: Figure, x: float, y: float, width: float, names: tuple[str, st
 
 def lines(sheet: Figure, x: float, y: float, width: float, words: str, **style: Any) -> float:
     """Small print, broken into lines; where the next one begins."""
-    for line in textwrap.wrap(words, int(width / width_of("n", 8.5))):
+    for line in textwrap.wrap(words, int(1.15 * width / width_of("n", 8.5))):
         write(sheet, x, y, line, 8.5, color=FAINT, **style)
         y += 0.19
     return y
@@ -237,7 +240,7 @@ def lines(sheet: Figure, x: float, y: float, width: float, words: str, **style: 
 
 def shortened(words: str, width: float, size: float, weight: str = "normal") -> str:
     """The words, or as much of their beginning as fits into a width in inches, with three dots behind."""
-    kept = words
+    kept, width = words, width / 1.02  # drawn, with hinting, some are wider
     while kept and width_of(kept if kept == words else f"{kept}…", size, weight) > width:
         kept = kept[:-1].rstrip()
     return kept if kept == words else f"{kept}…"
@@ -247,4 +250,4 @@ def width_of(words: str, size: float, weight: str = "normal") -> float:
     """The width of words in inches, for a font size in points, with the spaces behind them."""
     font = FontProperties(size=size, weight=weight)
     with_end, end = (text_to_path.get_text_width_height_descent(w, font, False)[0] for w in (f"{words}|", "|"))
-    return 1.02 * float(with_end - end) / 72  # hinted, some are wider
+    return float(with_end - end) / 72

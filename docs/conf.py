@@ -29,7 +29,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # of a cell; on a quiet machine none takes more than some seconds
-nb_merge_streams = True
+nb_output_stderr = "remove"  # progress, and what other packages say of themselves
 
 # Docstrings write names in single backticks, and types stand in the signatures.
 default_role = "code"

@@ -27,6 +27,7 @@ LIBRARY = (
     ("metrics",),
     ("classnames",),
     ("photographs",),
+    ("app",),
     ("__init__", "__main__"),
 )
 REVIEW = (("fetch",), ("synthbirds",), ("training",), ("review.ledger",), ("review.report",), ("review",))

@@ -19,7 +19,7 @@ def operations(compute: Callable[[], object]) -> int:
     """Floating-point operations of what a function without arguments runs, forwards and backwards."""
     with FlopCounterMode(display=False) as counter:
         compute()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def passes(network: nn.Module, images: Tensor, explainer: Callable[[nn.Module, Tensor], object]) -> float:
