@@ -3,7 +3,7 @@
 import click
 import numpy as np
 import torch
-from _command import POSITIVE, SHARE, SIZE, SharedStage, option, several
+from _command import COUNT, POSITIVE, SHARE, SIZE, SharedStage, option, several
 from _experiment import chosen_layer, network_options, running
 
 from cxlib import networks, runtime
@@ -18,21 +18,21 @@ from cxlib.review import exploration, selection
 @option("--report")
 @several("--explainers")
 @several("--contrasts")
-@option("--n-classes", POSITIVE)
+@option("--n-classes", click.IntRange(min=2))
 @several("--shares", SHARE)
 @option("--blur-kernel", POSITIVE)
 @option("--blur-sigma", SIZE)
-@option("--max-images", POSITIVE)
+@option("--max-images", COUNT)
 @option("--out")
 def main(network, report, data, image_size, crop, layer, explainers, contrasts, n_classes, shares, out, **options):
     """Write maps of the --n-classes most probable classes, and the logits behind their best pixels, to --out.
 
-    The images are those with the highest p_2, at most --max-images.
+    The images are those with the highest p_2, at most --max-images (0: all).
     """
     tested = runtime.read_arrays(report)
     leading = selection.leading(tested["probabilities"], min(n_classes, tested["probabilities"].shape[1]))
-    chosen = selection.most_ambiguous(leading, options["max_images"])
     samples = read(data, "test")
+    chosen = selection.most_ambiguous(leading, options["max_images"] or len(samples))
     blur = Blur(options["blur_kernel"], options["blur_sigma"]).at(image_size)
     with running([network, report], samples.take(chosen)) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
@@ -40,8 +40,8 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
 
         def compute(batch, x, _labels):
             of_batch = torch.from_numpy(leading.classes[list(batch)]).to(x.device)
-            asked = explainers, contrasts, tapped, shares, blur
-            found = exploration.explore(model, x, of_batch, *asked, run.machine.batch_size)
+            # No more blurred images at once than these: there may be room for no more.
+            found = exploration.explore(model, x, of_batch, explainers, contrasts, tapped, shares, blur, len(x))
             named = {f"maps_{name}": maps for name, maps in zip(explainers, found.maps)}
             return named | {"behind": found.behind, "ends": found.ends, "pictures": found.pictures}
 

@@ -206,6 +206,19 @@ def test_what_is_no_input_ends_in_one_line_and_leaves_the_old_page(results, tmp_
     assert (folder / "report.html").read_text() == "old"
 
 
+def test_a_profile_without_painted_birds_has_a_page_without_their_numbers(results, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(results, folder)
+    for name in ("intervention", "repainting", "leaderboard"):
+        table = pd.read_csv(folder / f"{name}.csv")
+        runtime.write_csv(folder / f"{name}.csv", table.iloc[:0])
+    assert build(folder).exit_code == 0
+    html = (folder / "report.html").read_text()
+    assert html.count("This run has none of it.") == 3
+    assert 'data-chart="repainting"' not in html
+    assert 'data-chart="table1"' in html
+
+
 # --- what it says -----------------------------------------------------------------------------------------------
 
 

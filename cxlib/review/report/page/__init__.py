@@ -53,8 +53,9 @@ def build(
     claims = tables["claims"]
     try:
         statements = forest.statements(claims)
-        charts = {key: part.chart(tables[part.table]) for key, part in SECTIONS.items() if part.chart and part.table}
-        grids = {key: part.grid(tables[part.table]) for key, part in SECTIONS.items() if part.grid and part.table}
+        filled = {key: part for key, part in SECTIONS.items() if len(tables[part.table])}
+        charts = {key: part.chart(tables[part.table]) for key, part in filled.items() if part.chart}
+        grids = {key: part.grid(tables[part.table]) for key, part in filled.items() if part.grid}
     except KeyError as error:
         raise ValueError(f"a table is not what the report is made of: it lacks {error}") from error
     scripts = ("page.js", "charts.js", "explorer.js")
@@ -69,11 +70,12 @@ def build(
             level=LEVEL,
             fewest=FEWEST,
             sections=SECTIONS,
+            filled=filled,
             pictures=PICTURES,
             grids=grids,
             figures={name: _data_uri(content, "image/png") for name, content in figures.items()},
             charts=_script(charts),
-            tables=_script({part.table: _columns(tables[part.table]) for part in SECTIONS.values() if part.table}),
+            tables=_script({part.table: _columns(tables[part.table]) for part in SECTIONS.values()}),
             explored=_script({name: explorer.packed(cell) for name, cell in explored.items()}),
             colours=_script(COLOURS),
             labels=_script(LABELS),

@@ -34,8 +34,8 @@ class Section(NamedTuple):
     Attributes:
         title: what it is about.
         says: what is to be seen, in a sentence or two, where p_t and its like get subscripts.
-        interval: what its intervals mean; empty where it has none.
         table: name of the CSV.
+        interval: what its intervals mean; empty where it has none.
         figure: name of the PNG that stands for the chart in print; empty where there is none.
         chart: from the table to a Vega-Lite specification.
         grid: from the table to tables for people.
@@ -43,8 +43,8 @@ class Section(NamedTuple):
 
     title: str
     says: str
+    table: str
     interval: str = ""
-    table: str = ""
     figure: str = ""
     chart: Callable[[pd.DataFrame], Chart] | None = None
     grid: Callable[[pd.DataFrame], list[Grid]] | None = None
@@ -278,7 +278,7 @@ SECTIONS: dict[str, Section] = {
     "doses": Section(
         "By dose",
         "What each contrast moves beyond `original`, by the size of the step: above zero it moves more.",
-        OVER_IMAGES,
+        interval=OVER_IMAGES,
         table="doses",
         figure="doses",
         chart=partial(
@@ -309,7 +309,7 @@ SECTIONS: dict[str, Section] = {
         "Table 1: blur and mask",
         "Keep only a map's positive (or negative) pixels, and see what is left of the balance of t1 and t2. Positive "
         "kept: higher is better. Negative kept: lower is better. In brackets the printed numbers, of another network.",
-        OVER_IMAGES,
+        interval=OVER_IMAGES,
         table="table1",
         figure="table1",
         chart=partial(
@@ -328,7 +328,7 @@ SECTIONS: dict[str, Section] = {
     "by_ambiguity": Section(
         "As the second class fades",
         "The same by p_2, from ambiguous images to clear ones: the number of images is in each point's tooltip.",
-        OVER_IMAGES,
+        interval=OVER_IMAGES,
         table="by_ambiguity",
         figure="by_ambiguity",
         chart=partial(
@@ -346,7 +346,7 @@ SECTIONS: dict[str, Section] = {
         "Localisation",
         "How much of a map lies in the parts that tell the two classes apart, which are known: `gain` is the share of "
         "its mass there beyond the parts' own area, `hit` whether its peak is there.",
-        OVER_IMAGES,
+        interval=OVER_IMAGES,
         table="localisation",
         figure="localisation",
         chart=partial(
@@ -364,7 +364,7 @@ SECTIONS: dict[str, Section] = {
         "The truth can be made: repaint one part of a bird as its sibling has it, and the decision moves. `rank` is how"
         " well a map's mass ranks these effects across birds, `found` the share of its mass where the effect is, of"
         " what a perfect map has there.",
-        OVER_BIRDS,
+        interval=OVER_BIRDS,
         table="intervention",
         figure="intervention",
         chart=partial(
@@ -383,7 +383,7 @@ SECTIONS: dict[str, Section] = {
         "Every explainer and contrast under every judge. More is better, but for `alike`, the correlation of the maps"
         " of t1 and t2, for `head` and `all`, how much of a map's order is left when the classifier, or all layers, are"
         " new, and for `passes`, what a map costs.",
-        "95 % BCa bootstrap interval over images; over birds for repainting; what a map costs is counted",
+        interval="95 % BCa bootstrap interval over images; over birds for repainting; what a map costs is counted",
         table="leaderboard",
         figure="leaderboard",
         chart=partial(
@@ -399,7 +399,7 @@ SECTIONS: dict[str, Section] = {
         "What repainting does",
         "The deciding part alone decides: repainting it turns most decisions over, a part that the two species share "
         "few.",
-        OVER_BIRDS,
+        interval=OVER_BIRDS,
         table="repainting",
         chart=partial(
             chart,
@@ -416,7 +416,7 @@ SECTIONS: dict[str, Section] = {
         "Vision Transformers",
         "Figure 5 in numbers, by block: what ReLU and the contrast change. `gain` and `hit` are as in localisation, "
         "`coherence` is Moran's I beyond that of shuffled patches.",
-        OVER_IMAGES,
+        interval=OVER_IMAGES,
         table="vit_blocks",
         figure="vit_blocks",
         chart=partial(
