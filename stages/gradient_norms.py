@@ -51,7 +51,7 @@ def main(network, data, image_size, crop, max_images, seed, points, table, metri
         fitted |= {"rank_correlation_mean": correlations.mean(), "rank_correlation_lowest": correlations.min()}
         about = {"n_images": len(chosen), "computed_by": runtime.computed_by(run.device)}
         # First the headlines, whose NaN is an error: nothing is left half written.
-        runtime.write_metrics(metrics, {"r2": r2, "rank_correlation": correlations.mean()})
+        runtime.write_metrics(metrics, {"rank_correlation": correlations.mean()})
         runtime.write_csv(points, pd.DataFrame(rows))
         runtime.write_csv(table, pd.DataFrame([fitted | about]))
 

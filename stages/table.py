@@ -134,10 +134,10 @@ def intervention(networks, folder, seed, effects, table, metrics):
 
 @command(networks_, folder_, seed_, option("--repainted"))
 def leaderboard(networks, folder, seed, repainted, table, metrics):
-    """Explainers by contrasts under every judge; headlines are what weighted adds, mean over explainers."""
+    """Explainers by contrasts under every judge; the headline is what weighted adds, mean over explainers."""
     cells = runtime.read_cells(folder, networks)
     made = board.leaderboard(cells, pd.read_csv(repainted), np.random.default_rng(seed))
-    gained = made[(made["contrast"] == "weighted") & made["measure"].isin(["insertion_deletion", "localisation"])]
+    gained = made[(made["contrast"] == "weighted") & (made["measure"] == "insertion_deletion")]
     write({table: made}, metrics, {"gain": gained.groupby("measure")["margin"].mean().to_dict()})
 
 
