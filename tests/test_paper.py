@@ -24,7 +24,7 @@ from cxlib.synthbirds import species
 
 ROOT = Path(__file__).parents[1]
 #: Seven minutes on two cores that are shared; for slower ones.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 NINE = (
     "resnet18", "alexnet", "googlenet", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0", "vgg16",
     "efficientnet_b1", "densenet161",
@@ -152,7 +152,7 @@ def paper(tmp_path_factory):
     environment = os.environ | person | machine | {"PYTHONPATH": str(repo), "no_proxy": "*", "DVC_NO_ANALYTICS": "1"}
 
     def run(*command):
-        return subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, timeout=850)
+        return subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, timeout=1700)
 
     for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "state")):
         assert run("git", *command).returncode == 0
