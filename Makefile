@@ -20,7 +20,7 @@ repro: .venv/ready
 	python stages/repro.py --jobs $(JOBS)
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The pages of docs/ as HTML: tutorials are run, and no warning passes. Sphinx comes only here, not with `setup`.
 docs: .venv/docs
