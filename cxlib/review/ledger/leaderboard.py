@@ -11,8 +11,6 @@ from cxlib.review.ledger.tables import Arrays, evidence
 
 #: Of `plots/intervention.csv`, what the leaderboard has, by the name that it has there.
 REPAINTED = {"rank": "repainting", "found": "repainting_found"}
-#: Measures of which less is better; of the others more is.
-LESS = ("alike", "head", "all", "passes")
 COLUMNS = [
     *("network", "explainer", "contrast", "measure", "value", "low", "high"),
     *("margin", "margin_low", "margin_high", "n_images"),
