@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cxlib.contrasts import CONTRASTS, cotangent, finer, groups, resolve
+from cxlib.contrasts import CONTRASTS, cotangent, finer, groups, resolve, spanning
 
 # Each contrast as the scalar whose gradient it is, for logits y (K,) and target t, in autograd's words.
 OBJECTIVES = {
@@ -424,3 +424,28 @@ def test_with_many_labels_original_asks_for_presence_and_probability_asks_of_no_
     assert (cotangent("probability", logits, targets) - of_sigmoid).abs().max() > 0.1
     rather_than_5 = gradients(lambda y, t: torch.logit(torch.sigmoid(y[t])) - y[5], logits, targets % 5)
     assert_close(cotangent(finer(1.0, [5]), logits, targets % 5), rather_than_5, 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_targets", [1, 2, 5])
+@pytest.mark.parametrize("scale", [1, 10])
+def test_the_reviews_contrasts_span_the_targets_the_rival_the_softmax_and_the_ones(n_targets, scale, dtype):
+    logits = scale * draw(40, dtype)[0]
+    targets = logits.topk(n_targets).indices
+    names = ["original", "mean", "max", "weighted", "probability"]
+    cotangents = torch.cat([cotangent(name, logits, targets) for name in names], 1)
+    basis, weights = spanning(cotangents)
+    assert basis.shape[1] <= max(n_targets, 2) + 2  # of several leading classes the rival is one, too
+    combined = weights @ basis.double()
+    sizes = cotangents.abs().amax(-1, keepdim=True).double()
+    assert ((combined - cotangents).abs() / sizes).max() < 1e3 * torch.finfo(dtype).eps
+    # No direction is blown up, or the maps' rounding errors would be.
+    assert torch.linalg.matrix_norm(basis.double(), 2).max() < 1.001
+
+
+def test_what_has_nothing_in_common_spans_itself_and_zeros_span_nothing():
+    cotangents = torch.eye(5, dtype=torch.float64)[None, :3]
+    assert spanning(cotangents)[0].shape == (1, 3, 5)
+    basis, weights = spanning(torch.zeros(2, 3, 5, dtype=torch.float64))
+    assert basis.shape == (2, 1, 5)
+    assert not (weights @ basis).any()
