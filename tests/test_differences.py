@@ -12,7 +12,7 @@ from cxlib.review import differences
 
 @pytest.fixture
 def tested(birds, tmp_path):
-    """A report on the test images: each shows its label with 0.6, or 0.3 where its number is even, and the next class."""
+    """A report on the test images: each shows its label with 0.6 (where its number is even 0.3), and the next class."""
     labels = images.read(birds, "test").labels
     probabilities = np.full((len(labels), max(labels) + 1), 1e-3)
     for image, label in enumerate(labels):
@@ -53,5 +53,5 @@ def test_what_a_table_knows_of_the_chosen_images(birds, tested):
 def test_a_report_of_other_images_is_refused(birds, tested):
     report, probabilities = tested
     runtime.write_arrays(report, probabilities=probabilities[1:])
-    with pytest.raises(ValueError, match="report.npz is of .* images, but .* test images: train again"):
+    with pytest.raises(ValueError, match=r"report\.npz is of .* images, but .* test images: train again"):
         differences.read(birds, report, 0.1, 48, False)
