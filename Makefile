@@ -37,6 +37,7 @@ bench: .venv/ready
 	python benchmarks/masking.py
 	python benchmarks/explainers.py
 	python benchmarks/inputs.py
+	python benchmarks/together.py
 	python benchmarks/memory.py
 	python benchmarks/throughput.py
 

@@ -88,6 +88,15 @@ def test_captum_has_the_same_twenty_maps(benchmark, method, spanned):
         inputs.check(actual, expected.flip(2))
 
 
+def test_explainers_together_are_those_one_after_the_other(benchmark):
+    together = benchmark("together")
+    given = together.build("squeezenet1_1", 2, 48)
+    actual, expected = together.ours(*given), together.apart(*given)
+    assert together.check(actual, expected) < 1e-4
+    with pytest.raises(SystemExit, match="the sides differ: gradient by"):
+        together.check([maps.flip(0) for maps in actual], expected)
+
+
 def test_no_explainer_keeps_a_tensor_of_its_calls(benchmark):
     memory = benchmark("memory")
 
