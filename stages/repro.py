@@ -43,10 +43,15 @@ def reproduce(stage: str) -> int:
 def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str]:
     """Reproduce stale stages, `jobs` at a time, and return those that failed.
 
-    After a failure no other stage starts; those that run go on to their end.
+    Those begin first for which the longest chain of others waits. After a failure no other stage starts; those that run
+    go on to their end.
     """
+    chain = dict.fromkeys(depends_on, 0)
+    for stage in reversed(list(TopologicalSorter(depends_on).static_order())):
+        chain.update({needed: max(chain[needed], chain[stage] + 1) for needed in depends_on[stage]})
     order = TopologicalSorter(depends_on)
     order.prepare()
+    ready: list[str] = []
     running: dict[Future[int], str] = {}
     failed: list[str] = []
     # Forked, for DVC takes a second to be imported.
@@ -54,15 +59,18 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
         while order.is_active() and not failed:
             for stage in order.get_ready():
                 if stage in stale:
-                    running[pool.submit(reproduce, stage)] = stage
+                    ready.append(stage)
                 else:
                     order.done(stage)
+            ready.sort(key=lambda stage: -chain[stage])
+            while ready and len(running) < jobs:
+                stage = ready.pop(0)
+                running[pool.submit(reproduce, stage)] = stage
             for ended in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 stage = running.pop(ended)
                 order.done(stage)
                 failed += [stage] * bool(ended.result())
-        pool.shutdown(cancel_futures=True)
-    return failed + [stage for ended, stage in running.items() if not ended.cancelled() and ended.result()]
+    return failed + [stage for ended, stage in running.items() if ended.result()]
 
 
 @click.command(cls=Stage)

@@ -54,6 +54,16 @@ def test_stages_run_side_by_side_and_after_what_they_depend_on(repo):
     assert (code, text) == (0, "6 stages are up to date\n")
 
 
+def test_what_many_wait_for_begins_first(tmp_path):
+    stages = ["idle: {cmd: touch idle, outs: [idle]}", "d: {cmd: touch d, deps: [c], outs: [d]}"]
+    stages += ["c: {cmd: touch c, deps: [b], outs: [c]}", "b: {cmd: touch b, outs: [b]}"]
+    repository(tmp_path, "\n  ".join(["stages:", *stages, "z: {cmd: touch z, outs: [z]}"]))
+    code, text = told([*REPRO[:-1], "1"], tmp_path)
+    assert code == 0, text
+    assert started(text)[:2] == ["b", "c"]
+    assert sorted(started(text)[2:]) == ["d", "idle", "z"]
+
+
 def test_only_what_is_stale_runs_and_what_comes_of_it_unchanged_stops_there(repo):
     told(REPRO, repo)
     (repo / "given").write_text("2")
@@ -72,6 +82,8 @@ def test_targets_are_reproduced_with_what_they_need_alone(repo):
 
 
 def test_a_stage_that_fails_is_named_and_nothing_follows_it(repo):
+    for side in ("left", "right"):
+        (repo / f"{side}.begun").touch()  # one of them alone may begin before the other stage fails
     broken = (repo / "dvc.yaml").read_text().replace("echo $CXLIB_THREADS > alone", "exit 3")
     (repo / "dvc.yaml").write_text(broken)
     code, text = told(REPRO, repo)
