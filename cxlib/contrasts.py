@@ -204,6 +204,21 @@ def resolve(contrast: str | Contrast) -> Contrast:
     return CONTRASTS[contrast]
 
 
+def spanning(cotangents: Tensor) -> tuple[Tensor, Tensor]:
+    """As few cotangents (B, R, K) as the M of (B, M, K) are combinations of, and their weights (B, M, R).
+
+    All contrasts of T targets lie in the span of the targets' e_t, the softmax, the ones and the rivals of `max`: 20
+    cotangents of the five most probable classes are 7, and as many backward passes.
+    """
+    # Every direction counts, also that of a `probability` next to 0: its map has its own scale.
+    largest = cotangents.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(cotangents.dtype).tiny).double()
+    scaled = cotangents / largest
+    length = scaled.norm(dim=-1, keepdim=True).clamp(min=1)  # at least that, unless all is 0
+    left, singular, right = torch.linalg.svd(scaled / length, full_matrices=False)
+    n = builtins.max(1, int((singular > 16 * torch.finfo(cotangents.dtype).eps * singular[:, :1]).sum(-1).max()))
+    return right[:, :n].to(cotangents), largest * length * left[..., :n] * singular[:, None, :n]
+
+
 def check_targets(targets: Tensor, n_images: int, n_classes: int) -> None:
     """Check targets (B,) or (B, T) against the logits' shape (B, K).
 

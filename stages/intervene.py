@@ -44,7 +44,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
 
     with running([network, report], samples.take(chosen), leading[chosen]) as run:
         model = networks.load(network).to(run.device, memory_format=torch.channels_last)
-        tapped = networks.explanation_layer(model, chosen_layer(layer))
+        tapped, quick = networks.explanation_layer(model, chosen_layer(layer)), networks.fast(model)
 
         def compute(batch, x, _labels):
             places, pictures = [], []
@@ -61,7 +61,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
             dosed = ways[:, :, [0] * len(doses)].clone()
 
             def outcomes(images, which):
-                return interventions.outcomes(model, images, pair[which], len(x)).cpu()
+                return interventions.outcomes(quick, images, pair[which], len(x)).cpu()
 
             ways[b, part, way] = outcomes(after, b)
             for name in (repainting.RANDOM, repainting.AS_SIBLING):  # which differ where a colour happens to be alike

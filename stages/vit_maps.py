@@ -42,7 +42,7 @@ def main(network, report, data, image_size, crop, max_images, between, out, **op
             stacked = []
             for name, block in zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"])):
                 own = variants.maps(model, *loaded, name, variants.layer(model, name, block))
-                stacked.append(resized(own.flatten(1, 2), x.shape[-2:]).unflatten(1, own.shape[1:3]))
+                stacked.append(resized(own, x.shape[-2:]))
             return {"maps": torch.stack(stacked, 1).transpose(2, 3).cpu().numpy()}
 
         # (images, explainers, variants, classes, H, W)

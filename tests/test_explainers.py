@@ -18,8 +18,7 @@ from torch import nn
 import cxlib
 from cxlib import networks, runtime, taps
 from cxlib.contrasts import CONTRASTS, cotangent
-from cxlib.explainers import EXPLAINERS, LINEAR, OF_TOKENS, cam, explain, inputs, vit
-from cxlib.metrics import masking
+from cxlib.explainers import EXPLAINERS, LINEAR, OF_TOKENS, cam, cautions, explain, inputs, vit
 
 # Captum says that it makes the images require gradients.
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
@@ -377,7 +376,7 @@ def test_the_cams_are_one_map_behind_the_last_convolution_of_a_pooled_network(po
     first, *rest = cams(pooled, images, targets, "features")
     for other in rest:
         assert_same(other, first, 1e-5)  # XGradCAM's TINY
-    assert masking.is_constant(gradients_at(pooled, images, "features"))
+    assert cautions.is_constant(gradients_at(pooled, images, "features"))
 
 
 @pytest.mark.parametrize(("kind", "layer"), [(True, "features.4"), (True, "features.0"), (False, "features")])
@@ -386,7 +385,7 @@ def test_the_cams_differ_at_earlier_layers_and_before_a_head_that_does_not_pool(
     first, *rest = cams(network, images, targets, layer)
     for other in rest:
         assert (other - first).abs().max() > 0.01 * first.abs().max()
-    assert not masking.is_constant(gradients_at(network, images, layer))
+    assert not cautions.is_constant(gradients_at(network, images, layer))
 
 
 def test_vgg16_bn_is_explained_at_its_last_convolution_before_batch_norm():

@@ -11,12 +11,12 @@ from torchvision.transforms.functional import gaussian_blur as torchvision_blur
 
 from cxlib import networks
 from cxlib.explainers import cam, explain
+from cxlib.explainers.cautions import is_constant
 from cxlib.metrics.baselines import BASELINES, Blur
 from cxlib.metrics.masking import (
     FEATURES,
     RULES,
     blur_and_mask,
-    is_constant,
     kept_pixels,
     relative_probability,
 )

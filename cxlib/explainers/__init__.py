@@ -255,7 +255,8 @@ def saliency(explainer: str, activation: Tensor, gradients: Tensor) -> Tensor:
 
 
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (B, M, h, w) upsampled bilinearly to (B, M, H, W), corners to corners, as published."""
+    """Maps (..., h, w) upsampled bilinearly to (..., H, W), corners to corners, as published."""
     if maps.shape[-2:] == tuple(size):
         return maps
-    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=True)
+    planes = maps.reshape(1, -1, *maps.shape[-2:])
+    return F.interpolate(planes, tuple(size), mode="bilinear", align_corners=True).view(*maps.shape[:-2], *size)

@@ -90,7 +90,23 @@ def from_trace(trace: taps.Trace, cotangents: Tensor, zero: Tensor | float = 0.0
         cotangents: (B, M, K).
         zero: the image that the network's first layer sees as zero: the mean where it normalises inside.
     """
-    return torch.stack([_map(trace, *gradients, zero) for gradients in trace.pull_back(cotangents)], 1)
+    return torch.stack([summed(trace, *gradients, zero) for gradients in trace.pull_back(cotangents)], 1)
+
+
+def summed(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], zero: Tensor | float) -> Tensor:
+    """The map (B, H, W) of one cotangent, whose gradients `trace.pull_back` yields; `zero` as of `from_trace`."""
+    size = trace.images.shape[-2:]  # terms of one size are summed first, for spreading is linear too
+    terms = {size: ((trace.images - zero) * gradient).sum(1)}
+    shape, before = gradient.shape, 1
+    for (bias, channels), at_output in zip(trace.kept, gradients):
+        if at_output is None:
+            continue
+        if channels is None:
+            channels = before if at_output.shape == shape else 1
+        shape, before = at_output.shape, channels
+        term = _of_each_image(_sum_channels(bias.to(at_output), at_output, channels), len(trace.images))
+        terms[term.shape[-2:]] = terms.get(term.shape[-2:], 0) + term
+    return torch.stack([spread(term, size) for term in terms.values()]).sum(0)
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -135,22 +151,6 @@ def _implicit(activation: Any, x: Tensor, y: Tensor) -> _Bias:
 
 def _of_gate(_gate: nn.Module, _x: Tensor, y: Tensor) -> _Bias:
     return -y.detach(), 1
-
-
-def _map(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], zero: Tensor | float) -> Tensor:
-    """The map (B, H, W) of one cotangent: terms of one size are summed first, for spreading is linear too."""
-    size = trace.images.shape[-2:]
-    terms = {size: ((trace.images - zero) * gradient).sum(1)}
-    shape, before = gradient.shape, 1
-    for (bias, channels), at_output in zip(trace.kept, gradients):
-        if at_output is None:
-            continue
-        if channels is None:
-            channels = before if at_output.shape == shape else 1
-        shape, before = at_output.shape, channels
-        term = _of_each_image(_sum_channels(bias.to(at_output), at_output, channels), len(trace.images))
-        terms[term.shape[-2:]] = terms.get(term.shape[-2:], 0) + term
-    return torch.stack([spread(term, size) for term in terms.values()]).sum(0)
 
 
 def _sum_channels(bias: Tensor, gradient: Tensor, channels: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cxlib import taps
+from cxlib.contrasts import spanning
 from cxlib.explainers.fullgrad import Cotangents, zero_image
 
 
@@ -133,7 +134,7 @@ def _mean_gradient(
     """The weighted mean (B, M, 3, H, W) of the gradients at the copies (S, B, 3, H, W) of S indices, in parts."""
     basis, combined = cotangents(taps.logits(network, images)), None
     if spanned:
-        basis, combined = _spanning(basis)
+        basis, combined = spanning(basis)
     total = [torch.zeros_like(images) for _ in basis.unbind(1)]
     for part in torch.arange(len(weights)).split(max(1, chunk // len(images))):
         moved = copies(part)
@@ -144,21 +145,6 @@ def _mean_gradient(
         del recorded  # or two graphs would stand side by side
     means = torch.stack(total, 1)
     return means if combined is None else torch.einsum("bmr,brchw->bmchw", combined.to(means), means)
-
-
-def _spanning(cotangents: Tensor) -> tuple[Tensor, Tensor]:
-    """As few cotangents (B, R, K) as the M of (B, M, K) are combinations of, and their weights (B, M, R).
-
-    All contrasts of T targets lie in the span of the targets' e_t, the softmax, the ones and the rivals of `max`: 20
-    cotangents of the five most probable classes are 7, and as many backward passes at every copy of an image.
-    """
-    # Every direction counts, also that of a `probability` next to 0: its map has its own scale.
-    largest = cotangents.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(cotangents.dtype).tiny).double()
-    scaled = cotangents / largest
-    length = scaled.norm(dim=-1, keepdim=True).clamp(min=1)  # at least that, unless all is 0
-    left, singular, right = torch.linalg.svd(scaled / length, full_matrices=False)
-    n = max(1, int((singular > 16 * torch.finfo(cotangents.dtype).eps * singular[:, :1]).sum(-1).max()))
-    return right[:, :n].to(cotangents), largest * length * left[..., :n] * singular[:, None, :n]
 
 
 def _real(images: Tensor) -> Tensor:

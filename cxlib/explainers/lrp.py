@@ -18,7 +18,7 @@ the forward pass writes without a module.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -48,8 +48,29 @@ class Layer(NamedTuple):
         return output
 
 
-#: Sums that share an output out, each with the outputs that it serves: a mask, or all of them.
-Sums = list[tuple[Tensor, Tensor | float]]
+#: Sums that share an output out, each with the outputs that it serves: a mask, or None where it serves them all.
+Sums = list[tuple[Tensor, Tensor | None]]
+
+
+class _Behind(torch.autograd.Function):
+    """See `_behind`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factors: Sequence[Tensor], *_others: Tensor) -> Tensor:
+        """The value, as a tensor of its own: what follows may work in place."""
+        ctx.save_for_backward(*factors)
+        return value.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient at the others."""
+        return None, None, *(gradient * factor for factor in ctx.saved_tensors)
+
+
+def _behind(value: Tensor, factors: Sequence[Tensor], *others: Tensor) -> Tensor:
+    """The value, behind which gradients go on to others alone, each times its factor."""
+    result: Tensor = _Behind.apply(value, factors, *others)  # type: ignore[no-untyped-call]
+    return result
 
 
 # --- rules ------------------------------------------------------------------------------------------------------
@@ -57,19 +78,21 @@ Sums = list[tuple[Tensor, Tensor | float]]
 
 def epsilon_rule(layer: Layer, x: Tensor, _gamma: float) -> Sums:
     """LRP-epsilon: the layer's own sum."""
-    return [(layer(x, layer.weight, layer.bias), 1.0)]
+    return [(layer(x, layer.weight, layer.bias), None)]
 
 
 def plus_rule(layer: Layer, x: Tensor, _gamma: float) -> Sums:
     """z+, which is alpha-beta with alpha 1 and beta 0: the positive parts."""
-    positive, negative, weight = x * (x > 0), x * (x < 0), layer.weight
     bias = None if layer.bias is None else layer.bias.clamp(min=0)
-    return [(layer(positive, weight.clamp(min=0), bias) + layer(negative, weight.clamp(max=0)), 1.0)]
+    total = layer(x.relu(), layer.weight.clamp(min=0), bias)
+    if (x < 0).any():  # not behind a ReLU, where half of the work would be for nothing
+        total = total + layer(-(-x).relu(), layer.weight.clamp(max=0))
+    return [(total, None)]
 
 
 def gamma_rule(layer: Layer, x: Tensor, gamma: float) -> Sums:
     """LRP-gamma: parts of the output's own sign count 1 + gamma times (Andeol et al. 2021, for inputs of any sign)."""
-    positive, negative, weight, bias = x * (x > 0), x * (x < 0), layer.weight, layer.bias
+    positive, negative, weight, bias = x.relu(), -(-x).relu(), layer.weight, layer.bias
     z = layer(x.detach(), weight, bias)
     sums: Sums = []
     for part, other, served in (({"min": 0}, {"max": 0}, z > 0), ({"max": 0}, {"min": 0}, z < 0)):
@@ -88,14 +111,14 @@ CONVOLUTION: dict[str, Callable[[Layer, Tensor, float], Sums]] = {
 
 def flat_rule(layer: Layer, _x: Tensor, ones: Tensor, _low: Tensor, _high: Tensor) -> Sums:
     """Flat: all inputs alike (Lapuschkin et al. 2019)."""
-    return [(layer(ones, torch.ones_like(layer.weight)), 1.0)]
+    return [(layer(ones, torch.ones_like(layer.weight)), None)]
 
 
 def box_rule(layer: Layer, x: Tensor, ones: Tensor, low: Tensor, high: Tensor) -> Sums:
     """zB: parts above the lowest value that a pixel can have, and below the highest (Montavon et al. 2017)."""
     weight = layer.weight
     beyond = layer(low * ones, weight.clamp(min=0)) + layer(high * ones, weight.clamp(max=0))
-    return [(layer(x * ones, weight) - beyond, 1.0)]
+    return [(layer(x * ones, weight) - beyond, None)]
 
 
 #: Of the first layer only.
@@ -158,7 +181,7 @@ def lrp(
         scale, shift = (values.view(-1, *[1] * (x.ndim - 2)) for values in scale_and_shift(module))
         z = (x * scale + shift).to(x.dtype)
         feeder = feeders.get(module)
-        sums: Sums = [(z, 1.0)] if feeder is None else sums_of(_folded(feeder, module), inputs.pop(feeder))
+        sums: Sums = [(z, None)] if feeder is None else sums_of(_folded(feeder, module), inputs.pop(feeder))
         act = getattr(module, "act", None)  # timm's batch norm ends in an activation, which has its own rule
         return _shared_out(y, sums, epsilon) if act is None else act(_shared_out(z, sums, epsilon))
 
@@ -208,27 +231,30 @@ MAPS = {"lrp": lrp}
 
 def _shared_out(y: Tensor, sums: Sums, epsilon: float) -> Tensor:
     """The output y itself, behind which relevance goes on by the parts of the sums."""
-    y = y.detach()
-    parts = sum((y * served / _away_from_0(total.detach(), epsilon)) * total for total, served in sums)
-    return y + (parts - parts.detach()).to(y.dtype)  # type: ignore[union-attr]
+    factors = [_quotient(y.detach(), total, served, epsilon) for total, served in sums]
+    return _behind(y, factors, *(total for total, _ in sums))
 
 
 def _to_pixels(sums: Sums, ones: Tensor, relevance: Tensor, epsilon: float) -> Tensor:
     """What relevance at the sums' outputs gives to the inputs that the ones multiply."""
     totals = [total for total, _ in sums]
-    gradients = [relevance * served / _away_from_0(total.detach(), epsilon) for total, served in sums]
+    gradients = [_quotient(relevance, total, served, epsilon) for total, served in sums]
     return torch.autograd.grad(totals, ones, gradients, retain_graph=True)[0]
 
 
-def _away_from_0(total: Tensor, epsilon: float) -> Tensor:
-    epsilon = max(epsilon, torch.finfo(total.dtype).tiny)
-    return torch.where(total < 0, total - epsilon, total + epsilon)
+def _quotient(values: Tensor, total: Tensor, served: Tensor | None, epsilon: float) -> Tensor:
+    """Values over what shares them out, which is moved away from 0; 0 where it serves none."""
+    total = total.detach()
+    away = torch.full((), max(epsilon, torch.finfo(total.dtype).tiny)).to(total).copysign(total)
+    quotient = values / (total + away)
+    return quotient if served is None else quotient * served
 
 
 def _handed_on(_module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """An activation's output y, whose relevance is x's."""
-    slope = torch.where(x == 0, 0, y / torch.where(x == 0, 1, x)).detach()
-    return y.detach() + (slope * x - (slope * x).detach())
+    with torch.no_grad():
+        slope = (y / x).nan_to_num(0.0, 0.0, 0.0)  # none at 0
+    return _behind(y, [slope], x)
 
 
 def _constant(_module: nn.Module, _x: Tensor, y: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from cxlib import taps
 from cxlib.contrasts import Contrast
-from cxlib.explainers import explain, resized
+from cxlib.explainers import resized
+from cxlib.explainers.together import explain_together
 
 #: What `outcomes` says of an image; `top` is the most probable class.
 OUTCOMES = ("y_t1", "y_t2", "p_t1", "p_t2", "top")
@@ -33,14 +34,14 @@ def outcomes(network: nn.Module, images: Tensor, pairs: Tensor, batch_size: int)
     """Logits and probabilities of two classes, and the most probable of all: (N, 5) float64, see `OUTCOMES`.
 
     Args:
-        network: maps images (B, 3, H, W) to logits (B, K).
+        network: maps images (B, 3, H, W) to logits (B, K); `networks.fast` makes many calls faster.
         images: (N, 3, H, W) in the range that the network takes.
         pairs: (N, 2), t1 and t2 of each image.
         batch_size: images at once.
     """
     found = []
     for batch, pair in zip(images.split(batch_size), pairs.split(batch_size)):
-        logits = taps.logits(network, batch).double()
+        logits = taps.logits(network, batch.contiguous(memory_format=torch.channels_last)).double()
         values = [logits.gather(1, pair), logits.softmax(1).gather(1, pair), logits.argmax(1, keepdim=True)]
         found.append(torch.cat(values, 1))
     return torch.cat(found)
@@ -141,11 +142,9 @@ def measure(
     """
     everywhere = torch.ones_like(regions[:, :1])
     found = []
-    for explainer in explainers:
-        maps = explain(network, images, leading, explainer, contrasts, layer, upsample=False)  # (C, B, 2, h, w)
+    for maps in explain_together(network, images, leading, explainers, contrasts, layer).maps:  # (B, C, 2, h, w) each
         best = perfect(regions, effects, maps.shape[-2:])
-        maps = resized(maps.transpose(0, 1).flatten(1, 2), images.shape[-2:])
-        every = torch.cat([maps.double(), best[:, None]], 1)
+        every = torch.cat([resized(maps, images.shape[-2:]).double().flatten(1, 2), best[:, None]], 1)
         masses = mass(every, torch.cat([regions, everywhere], 1)).cpu()  # (B, P + 1, C 2 + 1, 2)
         of_maps = masses[:, :, :-1].unflatten(2, (len(contrasts), 2))
         found.append((of_maps[:, :-1], of_maps[:, -1], masses[:, :-1, -1], masses[:, -1, -1]))

@@ -34,7 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from cxlib.contrasts import Contrast
-from cxlib.explainers import explain, gradient
+from cxlib.explainers import gradient, resized
+from cxlib.explainers.together import explain_together
 
 TARGETS = ("t1", "t2")
 SIGNS = ("positive", "negative", "absolute")
@@ -126,8 +127,6 @@ def localise(
 ) -> Measured:
     """Measure the maps of a batch for its two most probable classes.
 
-    Each explainer's targets and contrasts share one forward pass.
-
     Args:
         network: maps images (B, 3, H, W) to logits (B, K).
         images: (B, 3, H, W) in the range that the network takes.
@@ -144,7 +143,6 @@ def localise(
         ValueError: unknown names, or a layer without a map.
     """
     results = []
-    for explainer in explainers:
-        maps = explain(network, images, leading, explainer, contrasts, layer)  # (contrasts, B, 2, H, W)
-        results.append(measure(maps.transpose(0, 1), regions[:, None, None]))
+    for maps in explain_together(network, images, leading, explainers, contrasts, layer).maps:
+        results.append(measure(resized(maps, images.shape[-2:]), regions[:, None, None]))
     return Measured(*(torch.stack(values, 1).cpu() for values in zip(*results)))

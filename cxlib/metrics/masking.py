@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from cxlib import runtime, taps
 from cxlib.contrasts import check_targets
-from cxlib.explainers import EXPLAINERS, answer, ask, cam, explain, resized, saliency
-from cxlib.explainers.cautions import is_constant
+from cxlib.explainers import resized
+from cxlib.explainers.together import explain_together
 from cxlib.metrics.baselines import Blur, Fill, fills
 from cxlib.networks import fast
 
@@ -172,14 +172,6 @@ class Masked(NamedTuple):
     n_evaluated: int
 
 
-class Explained(NamedTuple):
-    """The two most probable classes explained: logits (B, K), maps (B, explainers, 2 targets, contrasts, h, w)."""
-
-    logits: Tensor
-    maps: Tensor
-    constant_gradient: bool
-
-
 def blur_and_mask(
     network: nn.Module,
     images: Tensor,
@@ -210,15 +202,16 @@ def blur_and_mask(
         ValueError: unknown names, contrasts without the pair, a layer without a map, or an explainer of
             transformers where there is none.
     """
-    for name in explainers:
-        runtime.check_name("explainer", name, EXPLAINERS)
     if not set(PAIR) <= set(contrasts):
         raise ValueError(f"masking compares {' with '.join(PAIR)}: the contrasts {', '.join(contrasts)} lack one")
-    explained = _explained(network, images, layer, explainers, contrasts)
+    explained = explain_together(network, images, len(TARGETS), explainers, contrasts, layer)
+    maps = [of_one.transpose(1, 2) for of_one in explained.maps]  # (B, 2 targets, C, h, w), each its own h x w
+    if len({of_one.shape for of_one in maps}) > 1:
+        maps = [resized(of_one, images.shape[-2:]) for of_one in maps]
     pair = [contrasts.index(name) for name in PAIR]
-    leading = explained.logits.topk(2).indices
-    masked, n_evaluated = mask_maps(network, images, explained.maps, leading, pair, baselines, rules, blur, chunk)
-    unmasked = (_lead(explained.logits, leading)[:, None] * _SIGN).sigmoid()
+    hidden = pair, baselines, rules, blur, chunk
+    masked, n_evaluated = mask_maps(network, images, torch.stack(maps, 1), explained.targets, *hidden)
+    unmasked = (_lead(explained.logits, explained.targets)[:, None] * _SIGN).sigmoid()
     return Masked(unmasked, masked, explained.constant_gradient, n_evaluated)
 
 
@@ -258,7 +251,7 @@ def mask_maps(
     evaluated = fast(network)
     leads, n_evaluated = [], 0  # y_t1 - y_t2 of every setting
     for place, (image, own, classes) in enumerate(zip(images, maps, leading)):
-        upsampled = resized(own.flatten(0, 1), image.shape[-2:])  # (explainers * 2 targets, C, H, W)
+        upsampled = resized(own, image.shape[-2:]).flatten(0, 1)  # (explainers * 2 targets, C, H, W)
         kept = kept_pixels(upsampled, pair, rules)
         distinct, which = _distinct(kept.flatten(0, 3))
         lead = _lead_of_masked(evaluated, image, place, distinct, filled, classes, chunk)[:, which]
@@ -266,26 +259,6 @@ def mask_maps(
         n_evaluated += len(distinct) * len(baselines)
     masked = torch.stack(leads).movedim(1, 3)
     return (masked * _SIGN.view(2, 1, 1, 1, 1)).sigmoid(), n_evaluated
-
-
-def _explained(
-    network: nn.Module, images: Tensor, layer: nn.Module, explainers: Sequence[str], contrasts: Sequence[str]
-) -> Explained:
-    """Explain the two most probable classes; the CAMs share one pass and its pull-backs. The graphs are gone behind."""
-    recorded = taps.record(network, images, layer)
-    leading = recorded.logits.topk(2).indices
-    asked = ask(recorded.logits, contrasts, leading)
-    gradients = recorded.pull_back(asked.cotangents)
-    maps = []  # (B, 2 targets, C, h, w), each explainer's own h x w
-    for name in explainers:
-        if name in cam.MAPS:
-            maps.append(answer(saliency(name, recorded.activation, gradients), asked).transpose(1, 2))
-        else:
-            own = explain(network, images, leading, name, contrasts, upsample=False)  # (C, B, 2 targets, h, w)
-            maps.append(own.movedim(0, 2))
-    if len({of_one.shape for of_one in maps}) > 1:
-        maps = [resized(of_one.flatten(1, 2), images.shape[-2:]).unflatten(1, of_one.shape[1:3]) for of_one in maps]
-    return Explained(recorded.logits, torch.stack(maps, 1), is_constant(gradients))
 
 
 def _distinct(kept: Tensor) -> tuple[Tensor, list[int]]:

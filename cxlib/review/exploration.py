@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxlib import taps
-from cxlib.explainers import explain, resized
+from cxlib.explainers import resized
+from cxlib.explainers.together import explain_together
 from cxlib.metrics.baselines import Blur, fills
 from cxlib.metrics.masking import ascending_ranks
 from cxlib.networks import fast
@@ -65,10 +66,7 @@ def explore(
     Raises:
         ValueError: unknown names, or a layer without a map.
     """
-    maps = [
-        compact(explain(network, images, classes, name, list(contrasts), layer, upsample=False).transpose(0, 1))
-        for name in explainers
-    ]
+    maps = [compact(own) for own in explain_together(network, images, classes, explainers, contrasts, layer).maps]
     (fill,) = fills(network, images, [BASELINE], blur)
     blurred = fill(torch.arange(len(images)), torch.ones_like(images[:, 0], dtype=torch.bool))
     evaluated = fast(network)
@@ -78,7 +76,7 @@ def explore(
 
     behind = []
     for place, (image, of_image) in enumerate(zip(images, classes)):
-        upsampled = [resized(own[place].flatten(0, 1)[None].to(image), image.shape[-2:])[0] for own in maps]
+        upsampled = [resized(own[place].flatten(0, 1).to(image), image.shape[-2:]) for own in maps]
         kept = best(torch.cat(upsampled), shares).flatten(0, 1)  # maps, then shares
         parts = [torch.where(part[:, None], image, blurred[place]) for part in kept.split(chunk)]
         answers = torch.cat([logits(part, of_image.expand(len(part), -1)) for part in parts])

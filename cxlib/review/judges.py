@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cxlib import networks
-from cxlib.explainers import explain
+from cxlib.explainers import explain, resized
+from cxlib.explainers.together import explain_together
 from cxlib.metrics import cost, curves, localisation, randomisation, similarity
 
 #: The axes of `Judged.areas`, from the last: what is followed, which way, and in which map's order.
@@ -63,9 +64,14 @@ def judge(
     Raises:
         ValueError: unknown names, a layer without a map, or too few steps.
     """
+
+    def explained(by: nn.Module, targets: Tensor) -> Tensor:
+        maps = explain_together(by, images, targets, explainers, contrasts, layer).maps  # (B, C, T, h, w) each
+        return torch.stack([resized(own, images.shape[-2:]) for own in maps]).movedim(1, 2)  # (E, C, B, T, H, W)
+
     t1, t2 = leading.unbind(1)
-    maps = torch.stack([explain(network, images, leading, explainer, contrasts, layer) for explainer in explainers])
-    first, second = maps.unbind(3)  # (E, C, B, H, W) each
+    maps = explained(network, leading)
+    first, second = maps.unbind(3)
     half, quick, areas = [side // 2 for side in images.shape[-2:]], networks.fast(network), []
     for own in first:  # the curves of one explainer at a time, to bound the memory
         ordered = torch.cat([own, own.roll(half, (-2, -1))])
@@ -75,7 +81,7 @@ def judge(
     parts = randomisation.blocks(network)
     likeness, silent = [], []
     for _part, renewed in randomisation.randomised(network, seed, [parts[-1], parts[0]]):
-        others = torch.stack([explain(renewed, images, t1, explainer, contrasts, layer) for explainer in explainers])
+        others = explained(renewed, t1[:, None]).squeeze(3)
         likeness.append(similarity.rank_correlation(first, others))
         silent.append((others == 0).flatten(-2).all(-1))
     return Judged(

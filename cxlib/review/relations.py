@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cxlib import contrasts, taps
-from cxlib.explainers import explain
+from cxlib.explainers.together import explain_together
 from cxlib.metrics.similarity import correlation, cosine
 
 #: Contrasts whose maps are related, and pairs of them whose maps of t1 are correlated.
@@ -73,14 +73,15 @@ def relate(
     drawn = [torch.randperm(n_classes - 2, generator=generator)[: 2 * n_pairs] for generator in generators]
     others = order.gather(1, 2 + torch.stack(drawn))  # (B, 2 * pairs)
     places = {name: place for place, name in enumerate(CONTRASTS)}
+    of_leading = explain_together(network, images, order[:, :2], explainers, CONTRASTS, layer).maps
+    of_others = explain_together(network, images, others, explainers, ["original"], layer).maps if n_pairs else []
     measured = []
-    for name in explainers:
-        maps = explain(network, images, order[:, :2], name, CONTRASTS, layer, upsample=False)
-        t1, t2 = maps.transpose(0, 1).double().cpu().unbind(2)  # (B, contrasts, h, w) each
+    for place, maps in enumerate(of_leading):
+        t1, t2 = maps.double().cpu().unbind(2)  # (B, contrasts, h, w) each
         apart = torch.full((len(images),), torch.nan, dtype=torch.float64)
         if n_pairs:
-            originals = explain(network, images, others, name, "original", layer, upsample=False)
-            apart = correlation(*originals.double().cpu().unflatten(1, (2, n_pairs)).unbind(1)).mean(1)
+            originals = of_others[place][:, 0].double().cpu()  # (B, 2 * pairs, h, w)
+            apart = correlation(*originals.unflatten(1, (2, n_pairs)).unbind(1)).mean(1)
         measured.append(
             (
                 correlation(t1, t2),
