@@ -1,13 +1,14 @@
 """Draw a contact sheet of birds in CUB's layout: a few test images of every species, family by family."""
 
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import click
 import numpy as np
 from _command import POSITIVE, Stage, option
+from _picture import write
 
-from cxlib import runtime
 from cxlib.datasets import cub
 from cxlib.datasets.images import decode
 from cxlib.review.report import figures
@@ -17,8 +18,9 @@ from cxlib.review.report import figures
 @option("--data")
 @option("--per-species", POSITIVE)
 @option("--out")
-def main(data, per_species, out):
-    """Draw the birds in the folder --data, whose class names begin with their family's, into the PNG --out."""
+@option("--shown")
+def main(data, per_species, out, shown):
+    """Draw the birds in the folder --data, whose class names begin with their family's, into --out and --shown."""
     samples = cub.read(data)
     families: dict[str, list[int]] = {}
     for index, name in enumerate(samples.classes):
@@ -32,8 +34,7 @@ def main(data, per_species, out):
             name = samples.classes[index].replace("_", " ")
             pictures[name] = np.concatenate([np.asarray(decode(Path(path))) for path in own], axis=1)
         sheet[family] = sorted(parts), pictures
-    with runtime.atomic(out) as partial:
-        figures.contact_sheet(sheet, partial)
+    write(partial(figures.contact_sheet, sheet), out, shown)
 
 
 if __name__ == "__main__":

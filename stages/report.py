@@ -18,19 +18,28 @@ PACKAGES = ("cxlib", "torch", "torchvision", "timm", "numpy", "scipy", "pandas",
 
 @click.command(cls=Stage)
 @several("--networks")
+@several("--figures")
+@several("--more")
 @option("--explored")
+@option("--pictures")
 @option("--results")
 @option("--settings")
 @option("--out")
-def main(networks, explored, results, settings, out):
-    """Write the page of the tables and figures in --results, and of NETWORK.npz in --explored, to --out."""
+def main(networks, figures, more, explored, pictures, results, settings, out):
+    """Write the page of tables in --results, of NETWORK.npz in --explored and of figures in --pictures to --out.
+
+    Every profile has the --figures, and some --more; what else lies in --pictures is removed.
+    """
     cells = runtime.read_cells(explored, networks)
     tables = {name: pd.read_csv(Path(results, f"{name}.csv")) for name in page.TABLES}
-    figures = {name: Path(results, f"{name}.png").read_bytes() for name in page.FIGURES}
+    files = {name: Path(pictures, f"{name}.webp") for name in (*figures, *more)}
+    shown = {name: files[name].read_bytes() for name in dict.fromkeys((*page.FIGURES, *more))}
+    for file in set(Path(pictures).glob("*.webp")) - set(files.values()):
+        file.unlink()
     ledger_hash = hashlib.sha256(Path(results, "claims.csv").read_bytes()).hexdigest()
     versions = {"Python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
     parameters = "\n".join(runtime.read_lines(settings))
-    html = page.build(tables, figures, cells, parameters, versions, ledger_hash)
+    html = page.build(tables, shown, cells, parameters, versions, ledger_hash)
     with runtime.atomic(out) as partial:
         partial.write_text(html, encoding="utf-8")
 

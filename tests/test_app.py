@@ -22,7 +22,7 @@ from cxlib import __main__ as cli
 from cxlib import networks, runtime
 from cxlib.app import server, shelf
 from cxlib.contrasts import CONTRASTS
-from cxlib.explainers import EXPLAINERS, OF_TOKENS
+from cxlib.explainers import EXPLAINERS, MAPS, OF_TOKENS
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -31,13 +31,16 @@ NAMES = ["1 001.Marsh_Heron", "2 002.Ashen_Heron", "3 003.Marsh_Hawk", "4 004.As
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A pipeline's network and a transformer's weights, names of their classes, and two photographs."""
+    """Two of a pipeline's networks and a transformer's weights, names of their classes, and two photographs."""
     folder = tmp_path_factory.mktemp("app")
     (folder / "nets").mkdir()
     with runtime.seeded(2):
         network = networks.build("vgg16_bn_narrow", num_classes=4)
         network.preparation = {"image_size": 32, "crop": False}
         networks.save(network, folder / "nets" / "birds.pt")
+        coarse = networks.build("resnet18", num_classes=3)
+        coarse.preparation = {"image_size": 64, "crop": False}
+        networks.save(coarse, folder / "nets" / "coarse.pt")
         torch.save(
             networks.build("vit_mini", num_classes=3).inner.state_dict(), folder / "nets" / "vit_mini-0123abcd.pth"
         )
@@ -81,9 +84,10 @@ def explain(served, image, expected=200, **asked):
 def test_the_answer_is_what_the_command_line_writes(served, folder, tmp_path):
     photograph = (folder / "a.jpg").read_bytes()
     answer = explain(served, photograph, network="birds", name="a.jpg", target=2, versus=1, explainer="xgradcam",
-                     contrast="weighted")  # fmt: skip
+                     contrast="weighted", layer="features.32")  # fmt: skip
     words = ["explain", folder / "a.jpg", "--network", folder / "nets" / "birds.pt", "--target", "2", "--versus", "1",
-             "--explainer", "xgradcam", "--contrast", "weighted", "--device", "cpu", "--out", tmp_path]  # fmt: skip
+             "--explainer", "xgradcam", "--contrast", "weighted", "--layer", "features.32", "--device", "cpu",
+             "--out", tmp_path]  # fmt: skip
     result = CliRunner().invoke(cli.main, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     theirs = json.loads((tmp_path / "a.json").read_text())
@@ -121,6 +125,48 @@ def test_explainers_are_offered_where_they_can_explain(served, folder):
     assert of_vit["classes"] == ["class 0", "class 1", "class 2"]
 
 
+def test_layers_are_offered_and_the_first_one_is_no_coarser_than_a_person_can_read(served, folder):
+    photograph = (folder / "a.jpg").read_bytes()
+    answer = explain(served, photograph, network="coarse")
+    assert [(layer["name"], layer["size"]) for layer in answer["layers"]] == [
+        ("layer4", [2, 2]), ("layer3", [4, 4]), ("layer2", [8, 8]), ("layer1", [16, 16])
+    ]  # fmt: skip
+    assert (answer["layer"], answer["first_layer"]) == ("layer3", "layer3")
+    others = [explain(served, photograph, network="coarse", layer=name) for name in ("layer4", "layer2")]
+    assert [(other["layer"], other["first_layer"]) for other in others] == [("layer4", "layer3"), ("layer2", "layer3")]
+    assert len({each["picture"] for each in (answer, *others)}) == 3
+    # Behind the network's own there is only pooling.
+    assert answer["cautions"] == []
+    assert "constant over the layer" in others[0]["cautions"][0]
+
+
+def test_an_explainer_of_the_whole_network_takes_no_layer(served, folder):
+    photograph = (folder / "a.jpg").read_bytes()
+    answers = [
+        explain(served, photograph, network="coarse", explainer="fullgrad", **asked)
+        for asked in ({}, {"layer": "layer1"})
+    ]
+    assert [(answer["layers"], answer["layer"]) for answer in answers] == [([], None)] * 2
+    assert answers[0]["picture"] == answers[1]["picture"]
+
+
+def test_a_transformer_is_explained_at_one_of_its_blocks(served, folder):
+    photograph = (folder / "a.jpg").read_bytes()
+    last = explain(served, photograph, network="vit_mini")
+    assert [layer["name"] for layer in last["layers"]] == [f"blocks.{number}.norm1" for number in (2, 1, 0)]
+    assert last["layer"] == "blocks.2.norm1"
+    assert explain(served, photograph, network="vit_mini", explainer="gradcam")["layer"] == "blocks.2.norm1"
+    assert explain(served, photograph, network="vit_mini", layer="blocks.0.norm1")["picture"] != last["picture"]
+
+
+def test_a_network_without_a_map_is_explained_without_a_layer(folder, monkeypatch):
+    explainer = server.Explainer(str(folder / "nets"), torch.device("cpu"))
+    monkeypatch.setattr(server.layers, "offered", lambda _network, _images: [])
+    answer = explainer.answer((folder / "a.jpg").read_bytes(), {"network": "birds"})
+    assert (answer["explainer"], answer["layers"], answer["layer"]) == ("fullgrad", [], None)
+    assert set(answer["explainers"]) == set(EXPLAINERS) - set(OF_TOKENS) - set(MAPS) | {"gradient"}
+
+
 def test_what_can_be_chosen_is_what_there_is(served):
     status, _, choices = request(served, "GET", "/choices")
     assert status == 200
@@ -139,6 +185,7 @@ def test_what_can_be_chosen_is_what_there_is(served):
         ({"network": "birds", "explainer": "gradcamp"}, "unknown explainer 'gradcamp'"),
         ({"network": "birds", "explainer": "attention_rollout"}, "no plain Vision Transformer"),
         ({"network": "birds", "contrast": "nonsense"}, "unknown contrast 'nonsense'"),
+        ({"network": "birds", "layer": "features.99"}, "unknown layer 'features.99'"),
     ],
 )
 def test_what_there_is_not_is_one_line(served, folder, asked, named):
@@ -328,6 +375,30 @@ def test_another_network_asks_about_its_own_classes_and_explainers(page, folder)
     pressed = page.locator("#rivals button[aria-pressed=true]")
     assert pressed.count() == 1
     assert pressed.inner_text().startswith(versus)
+
+
+def test_a_layer_is_chosen_and_the_page_says_why_the_first_one_was(page, folder):
+    page.select_option("#network", "coarse")
+    page.set_input_files("#file", folder / "a.jpg")
+    first = shown(page)
+    words = page.locator("#layer option").all_inner_texts()
+    assert words == ["layer4 (2 × 2, the network’s own)", "layer3 (4 × 4)", "layer2 (8 × 8)", "layer1 (16 × 16)"]
+    assert page.input_value("#layer") == "layer3"
+    assert "own layer has 2 × 2 places only" in page.inner_text("#hint")
+    page.select_option("#layer", "layer2")
+    second = shown(page, first)
+    assert page.inner_text("#hint") == "Earlier layers have more places, but less meaning."
+    page.select_option("#explainer", "fullgrad")
+    third = shown(page, second)
+    assert page.locator("#layer").is_disabled()
+    assert page.inner_text("#hint") == "This explainer looks at the whole network."
+    page.select_option("#explainer", "gradcam")
+    shown(page, third)
+    assert page.input_value("#layer") == "layer2"
+    # Another network has other layers.
+    page.select_option("#network", "vit_mini")
+    page.wait_for_function("() => document.querySelector('#layer').value === 'blocks.2.norm1'")
+    assert page.inner_text("#hint") == "Earlier layers have less meaning."
 
 
 def test_what_cannot_be_explained_is_said_and_the_next_picture_is(page, folder, tmp_path):

@@ -117,7 +117,7 @@ def test_every_figure_is_drawn_from_its_file_and_is_the_same_bytes_twice(name, r
     table = tmp_path / ("table.csv" if isinstance(content, pd.DataFrame) else "maps.npz")
     runtime.write_csv(table, content) if table.suffix == ".csv" else runtime.write_arrays(table, **content)
     for picture in ("first.png", "second.png"):
-        words = [name, "--table", str(table), "--out", str(tmp_path / picture)]
+        words = [name, "--table", str(table), "--out", str(tmp_path / picture), "--shown", str(tmp_path / "s.webp")]
         result = CliRunner().invoke(command("stages/figure.py"), words)
         assert result.exit_code == 0, result.output
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cxlib import fetch, networks, runtime
 from cxlib.networks.build import HYBRIDS
 from cxlib.networks.weights import PACKAGES
+from cxlib.review.report import page
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ("mini", "tiny", "sample", "paper")
@@ -557,6 +558,12 @@ def test_every_experiment_runs_on_the_networks_it_names(profile):
         assert found == [f"{family}@{entry}" for entry in at(params, key)]
 
 
+def test_the_report_shows_every_contact_sheet_and_every_figure_of_a_transformer(profile):
+    params, _ = profile
+    assert params["tables"]["report"]["more"] == [*params["sheets"], *params["vit_maps"]]
+    assert set(page.FIGURES) <= {*params["figures"], *params["vit_maps"]}
+
+
 def test_what_a_stage_needs_of_the_pipeline_some_stage_writes(profile):
     """Figures show networks that the profile trains, and networks are trained on data sets that it makes."""
     _, repo = profile
@@ -766,7 +773,7 @@ def stale(tiny, tmp_path_factory):
         ("vit.options.max_images=5", COMPARED),
         ("vit_maps.figure_5.options.max_images=5", FIGURE_5),
         ("tables.claims.seed=1", JUDGED),
-        ("sheets.synthbirds.options.per_species=1", {"contact_sheet"}),
+        ("sheets.synthbirds.options.per_species=1", {"contact_sheet", "report"}),
     ],
 )
 def test_a_parameter_runs_again_only_what_depends_on_it(stale, override, expected):

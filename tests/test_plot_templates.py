@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,10 +33,11 @@ TABLE1 = {
     "baseline": ["blur"],
     "kept_features": ["positive", "negative"],
     "contrast": ["original", "weighted"],
-    "rule": ["published", "equal_kept"],
+    "rule": ["published", "equal_kept", "unequal"],
     "n_images": [100],
     "low": [0.4],
     "high": [0.6],
+    "published": ["", 0.3],
 }
 BY_AMBIGUITY = {
     "network": ["vgg16"],
@@ -53,8 +55,10 @@ CLAIMS = {
     "statement": ["claim_1"],
     "network": ["all networks", "resnet18", "vgg16"],
     "margin": ["p_t_weighted_minus_original", "y_t_original_minus_weighted"],
+    "kind": ["comparison"],
     "low": [-0.1],
     "high": [0.6],
+    "bound": [0],
     "published": ["", 0.3],
     "n_images": [100],
     "verdict": ["holds"],
@@ -127,6 +131,15 @@ VARIANTS = {
     "high": [0.6],
     "n_images": [100],
 }
+LEADERBOARD = {
+    "network": ["vgg16"],
+    "explainer": ["gradcam", "lrp"],
+    "contrast": ["original", "weighted"],
+    "measure": ["repainting", "insertion_deletion", "passes"],
+    "low": [0.1],
+    "high": [0.6],
+    "n_images": [100],
+}
 BY_BLOCK = {"block" if axis == "p_2" else axis: values for axis, values in (VARIANTS | {"p_2": [0, 1, 2]}).items()}
 # For each table: the values of its columns (every combination is a row), the column of numbers, x, y and the template.
 TABLES = {
@@ -148,10 +161,31 @@ TABLES = {
         "change",
         "against",
     ),
+    "plots/leaderboard.csv": (LEADERBOARD, "value", "explainer", "value", "leaderboard"),
     "plots/vit.csv": (VARIANTS, "value", "p_2", "value", "variants"),
     "plots/vit_blocks.csv": (BY_BLOCK, "value", "block", "value", "variants"),
 }
-MARKS = {"lines": "point", "intervals": "point", "against": "point", "variants": "point"}
+BARS = ("grouped_bar",)
+#: As many rows as the default run has, and some more.
+LARGE = {
+    "plots/table1.csv": TABLE1
+    | {
+        "network": ["resnet18", "vgg16", "vgg16_bn", "vgg19"],
+        "explainer": ["gradcam", "xgradcam", "linear_approximation", "fullgrad"],
+        "baseline": ["gaussian_blur", "zeros", "channel_mean"],
+    },
+    "plots/claims.csv": CLAIMS
+    | {
+        "network": ["all networks", *(f"network {number}" for number in range(6))],
+        "margin": [f"t{number}_positive_kept" for number in range(70)],
+    },
+    "plots/leaderboard.csv": LEADERBOARD
+    | {
+        "explainer": [f"explainer {number}" for number in range(10)],
+        "measure": [f"measure_{number}" for number in range(10)],
+    },
+    "plots/vit.csv": VARIANTS | {"quantity": ["alike", "between", "coherence", "gain", "hit", "positive_kept"]},
+}
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -167,6 +201,20 @@ def write_tables(repository: Path, value: float) -> None:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow([*columns, numbers])
             writer.writerows([*row, value] for row in itertools.product(*columns.values()))
+
+
+def with_rows(chart: dict, rows: list[dict]) -> dict:
+    """The chart of other rows, of one revision."""
+    return chart | {"data": {"values": [{"rev": "workspace", **row} for row in rows]}}
+
+
+def choices(chart: dict) -> list[dict]:
+    """The chart at every choice that a reader has."""
+    options = [
+        [param | {"value": option} for option in param["bind"]["options"]] if "bind" in param else [param]
+        for param in chart.get("params", [])
+    ]
+    return [chart | {"params": list(chosen)} for chosen in itertools.product(*options)]
 
 
 @pytest.fixture(scope="module")
@@ -197,12 +245,17 @@ def n_rows(name):
     return math.prod(map(len, TABLES[name][0].values()))
 
 
+def counts(chart, role):
+    """Marks of a chart, at each of its choices."""
+    return [vl_convert.vegalite_to_svg(each).count(f'aria-roledescription="{role}"') for each in choices(chart)]
+
+
 def n_marks(chart, name):
-    return vl_convert.vegalite_to_svg(chart).count(f'aria-roledescription="{MARKS.get(TABLES[name][-1], "bar")}"')
+    return sum(counts(chart, "bar" if TABLES[name][-1] in BARS else "point"))
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_row_is_one_mark(charts, name):
+def test_every_row_is_one_mark_at_one_of_the_choices(charts, name):
     assert n_marks(charts["show", name], name) == n_rows(name)
 
 
@@ -218,11 +271,39 @@ def test_every_network_has_lines_of_its_own(charts, name, n_lines):
     assert vl_convert.vegalite_to_svg(charts["show", name]).count('aria-roledescription="line mark"') == n_lines
 
 
-def test_margins_have_an_interval_and_the_published_number(charts):
-    svg = vl_convert.vegalite_to_svg(charts["show", "plots/claims.csv"])
-    n = n_rows("plots/claims.csv")
-    assert svg.count('aria-roledescription="rule mark"') == n
-    assert svg.count('aria-roledescription="tick"') == n // 2
+@pytest.mark.parametrize("name", ["plots/claims.csv", "plots/table1.csv"])
+def test_numbers_have_an_interval_and_the_published_number(charts, name):
+    chart, n = charts["show", name], n_rows(name)
+    assert sum(counts(chart, "rule mark")) == n
+    assert sum(counts(chart, "tick")) == n // 2
+
+
+def test_what_is_not_masked_is_a_line_across_the_features_of_its_class(charts):
+    masked = {"network": "vgg16", "explainer": "gradcam", "target": "t1", "baseline": "zeros", "rule": "published"}
+    masked |= {"kept_features": "positive", "contrast": "max", "relative_probability": 0.5, "low": 0.4, "high": 0.6}
+    plain = masked | {"kept_features": "all", "baseline": "none", "rule": "none", "contrast": "none"}
+    chart = with_rows(charts["show", "plots/table1.csv"], [plain, masked])
+    # By the rules published, equal_kept and unequal: two lines, and the one interval.
+    assert counts(chart, "rule mark") == [2 + 1, 2, 2]
+
+
+def test_where_differences_count_as_none_is_a_band_on_the_scale_of_its_row(charts):
+    row = {"statement": "3.2_equal", "network": "vgg16", "margin": "unequal_minus_published", "verdict": "holds"}
+    row |= {"kind": "equivalence", "mean": 0.002, "low": -0.01, "high": 0.03, "bound": 0.02, "published": ""}
+    chart = with_rows(charts["show", "plots/claims.csv"], [row, row | {"margin": "other", "kind": "comparison"}])
+    bands = re.findall(r'd="M[^"h]*h([0-9.]+)v[^"]*" fill="#e6e6e6"', vl_convert.vegalite_to_svg(chart))
+    width = chart["width"] / 2  # from 0 to the row's largest number
+    assert [float(band) for band in bands] == pytest.approx([2 * width * 0.02 / 0.03, 0])
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_reader_takes_it_in_on_one_screen(charts, name):
+    columns, number = LARGE[name], TABLES[name][1]
+    rows = [dict(zip([*columns, number], [*row, 0.5])) for row in itertools.product(*columns.values())]
+    chart = with_rows(charts["show", name], rows)
+    width, height = re.search(r'<svg[^>]* viewBox="0 0 (\S+) (\S+)"', vl_convert.vegalite_to_svg(chart)).groups()
+    assert float(width) <= 1300
+    assert float(height) <= 1000
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -212,6 +212,11 @@ def within(value):
     return pytest.approx(value, rel=1e-6, abs=5.001e-6)
 
 
+def draw(here, name, table, folder):
+    """The figure of a table, or of maps, drawn into a folder."""
+    succeed(here.commands[f"figure@{name}"], table=table, out=folder / f"{name}.png", shown=folder / f"{name}.webp")
+
+
 def tabled(value):
     """A number of a table: six digits."""
     return pytest.approx(value, rel=1e-5, abs=1e-9)
@@ -242,7 +247,7 @@ def test_every_output_of_every_stage_is_there(pipeline):
         "plots/figure_6.png", "plots/table1.png", "plots/by_ambiguity.png", "plots/localisation.png",
         "plots/localisation_by_p_2.png", "plots/figure_3.png", "plots/figure_4.png", "plots/figure_5.png",
         "plots/vit.png", "plots/vit_blocks.png", "plots/ledger.png", "plots/doses.csv",
-        "plots/doses.png", "plots/report.html",
+        "plots/doses.png", "plots/report.html", "data/pictures/synthbirds.webp", "data/pictures/figure_5.webp",
     ]  # fmt: skip
     assert set(outs) >= set(promised)
 
@@ -290,6 +295,8 @@ def test_figures_are_pictures(pipeline):
         with Image.open(path) as picture:
             assert min(picture.size) > 100
             assert len(picture.convert("RGB").getcolors(10**6)) > 2, path
+            with Image.open(pipeline.folder / "data" / "pictures" / f"{path.stem}.webp") as shown:
+                assert shown.convert("RGB").tobytes() == picture.convert("RGB").tobytes(), path
 
 
 def test_what_computed_stands_beside_every_result(pipeline):
@@ -1134,7 +1141,7 @@ def test_localisation_without_an_image_above_the_threshold_has_empty_tables(here
     by_p_2 = pd.read_csv(paths["p_2_table"])
     assert by_p_2.groupby("p_2")["n_images"].first().sum() == 3
     for name, table in (("localisation", "table"), ("localisation_by_p_2", "p_2_table")):
-        succeed(here.commands[f"figure@{name}"], table=paths[table], out=tmp_path / f"{name}.png")
+        draw(here, name, paths[table], tmp_path)
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     outs = {name: tmp_path / f"claims_{name}" for name in ("metrics", "table")}
     succeed(here.commands["claims"], localised_folder=tmp_path / "cells", **outs)
@@ -1172,8 +1179,8 @@ def test_localisation_refuses_a_report_of_other_images(here, tmp_path):
 
 def test_figures_say_when_no_image_has_enough_classes(here, tmp_path):
     succeed(here.commands["maps@figure_3"], threshold=0.99, out=tmp_path / "maps.npz")
-    succeed(here.commands["figure@figure_3"], table=tmp_path / "maps.npz", out=tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 1000
+    draw(here, "figure_3", tmp_path / "maps.npz", tmp_path)
+    assert (tmp_path / "figure_3.png").stat().st_size > 1000
 
 
 def with_classes(here, folder, n):
@@ -1200,7 +1207,7 @@ def test_two_classes_have_a_report_and_nothing_to_show_of_a_third(here, tmp_path
     for name, n_shown in (("maps@figure_3", 4), ("maps@figure_4", 0)):
         succeed(here.commands[name], threshold=0, max_images=4, **maps)
         assert len(np.load(maps["out"])["images"]) == n_shown
-    succeed(here.commands["figure@figure_4"], table=maps["out"], out=tmp_path / "figure.png")
+    draw(here, "figure_4", maps["out"], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["train@vgg16_bn_narrow", "train@probed"])
@@ -1348,7 +1355,7 @@ def test_maps_of_other_classes_bear_the_networks_names(here, lite0, tmp_path):
         assert {name for names in maps["names"].tolist() for name in names} <= known
         assert set(maps["labels"].tolist()) <= set(images.read(Path("data/sets/synthbirds")).classes)
         assert not set(maps["labels"].tolist()) & known
-    succeed(here.commands["figure@figure_3"], table=tmp_path / "maps.npz", out=tmp_path / "figure.png")
+    draw(here, "figure_3", tmp_path / "maps.npz", tmp_path)
     cell = tmp_path / "masking" / "lite0.npz"
     limits = {"max_images": 2, "max_images_below": 0, "explainers": ["gradcam", "fullgrad"]}
     succeed(here.commands["mask@vgg16_bn_narrow"], **changes | limits, out=cell)
@@ -1783,7 +1790,10 @@ def test_several_ranks_are_refused_where_nothing_is_shared(here, monkeypatch, na
 def test_script_itself_exits_with_one_line(tmp_path):
     script = [sys.executable, ROOT / "stages" / "figure.py", "figure_1_2"]
     done = subprocess.run(
-        [*script, "--table", "none.csv", "--out", "plots/f.png"], cwd=tmp_path, capture_output=True, text=True
+        [*script, "--table", "none.csv", "--out", "plots/f.png", "--shown", "f.webp"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert (done.stdout, done.stderr.count("\n")) == ("", 1)

@@ -165,6 +165,7 @@ def test_settings_out_of_range_are_refused(tmp_path):
 def test_the_contact_sheet_is_the_same_bytes_twice(folder, tmp_path):
     for name in ("first.png", "second.png"):
         words = ["--data", str(folder), "--per-species", "1", "--out", str(tmp_path / name)]
+        words += ["--shown", str(tmp_path / "shown.webp")]
         result = CliRunner().invoke(command("stages/contact_sheet.py"), words)
         assert result.exit_code == 0, result.output
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
@@ -173,8 +174,9 @@ def test_the_contact_sheet_is_the_same_bytes_twice(folder, tmp_path):
 
 def test_the_contact_sheet_shows_every_test_image_and_says_what_tells_siblings_apart(folder, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(overlay, "save", lambda figure, path: (drawn.append(figure), path.touch()))
+    monkeypatch.setattr(overlay, "save", lambda figure, path: (drawn.append(figure), Image.new("1", (1, 1)).save(path)))
     words = ["--data", str(folder), "--per-species", "4", "--out", str(tmp_path / "sheet.png")]
+    words += ["--shown", str(tmp_path / "sheet.webp")]
     assert CliRunner().invoke(command("stages/contact_sheet.py"), words).exit_code == 0
     paths = dict(table(folder / "images.txt"))
     tested = [paths[number] for number, training in table(folder / "train_test_split.txt") if training == "0"]

@@ -1,8 +1,9 @@
 "use strict";
 
 const at = (id) => document.getElementById(id);
-// The picture that was dropped, the names of the network's classes, and the two that are asked about.
-const state = { file: null, classes: [], target: null, versus: null, asking: null, numbers: null, bytes: 0 };
+// The picture that was dropped, the names of the network's classes, the two that are asked about, and a layer that was
+// chosen by hand.
+const state = { file: null, classes: [], target: null, versus: null, layer: null, asking: null, numbers: null, bytes: 0 };
 
 function fill(select, names, chosen) {
   select.replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
@@ -25,6 +26,7 @@ async function ask() {
   const asked = { name: state.file.name, network: at("network").value, contrast: at("contrast").value };
   for (const role of ["target", "versus"]) if (state[role] !== null) asked[role] = state[role];
   if (!at("questions").disabled) asked.explainer = at("explainer").value;
+  if (state.layer !== null) asked.layer = state.layer;
   say("Explaining …");
   at("result").ariaBusy = "true";
   try {
@@ -46,6 +48,7 @@ function show(answer) {
   at("questions").disabled = false;
   at("classes").replaceChildren(...answer.classes.map((name) => new Option(name)));
   fill(at("explainer"), answer.explainers, answer.explainer);
+  showLayers(answer);
   restore();
   at("rivals").replaceChildren(...answer.most_probable.filter(({ index }) => index !== state.target).map(rival));
 
@@ -60,6 +63,21 @@ function show(answer) {
   at("json").download = `${answer.stem}.json`;
   at("result").hidden = false;
   say(answer.cautions.join(" "));
+}
+
+const places = ({ size }) => size.join(" × ");
+
+function showLayers({ layers, layer, first_layer }) {
+  const finer = layers.some(({ size }) => size[0] > layers[0].size[0]);
+  at("layer").replaceChildren(...layers.map((each, number) => {
+    const words = `${each.name} (${places(each)}${number ? "" : ", the network’s own"})`;
+    return new Option(words, each.name, false, each.name === layer);
+  }));
+  at("layer").disabled = !layers.length;
+  at("hint").textContent = !layers.length ? "This explainer looks at the whole network."
+    : layer === first_layer && layer !== layers[0].name
+      ? `Chosen because the network’s own layer has ${places(layers[0])} places only: too few to see what they lie on.`
+      : `Earlier layers have ${finer ? "more places, but " : ""}less meaning.`;
 }
 
 function rival({ index, probability }) {
@@ -127,10 +145,15 @@ at("choices").addEventListener("submit", (event) => event.preventDefault());
 at("swap").addEventListener("click", () => choose("target", state.versus));
 at("network").addEventListener("change", () => {
   forget();
+  state.layer = null;
   at("questions").disabled = true; // until its classes and explainers are known
   ask();
 });
 for (const id of ["explainer", "contrast"]) at(id).addEventListener("change", ask);
+at("layer").addEventListener("change", () => {
+  state.layer = at("layer").value;
+  ask();
+});
 
 fetch("choices").then((response) => response.json()).then(({ networks, contrasts, bytes }) => {
   state.bytes = bytes;

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from cxlib import photographs, runtime
+from cxlib.app import layers
 from cxlib.app.shelf import Shelved, networks_here
 from cxlib.classnames import chosen_classes, class_names
 from cxlib.contrasts import CONTRASTS
@@ -28,6 +29,8 @@ from cxlib.networks import Network
 HOST = "127.0.0.1"
 #: A picture's size at most, in bytes and in pixels.
 BYTES, PIXELS = 32 << 20, 60_000_000
+#: What explains a network in which no rule finds a layer with a map.
+WITHOUT_LAYER = "fullgrad"
 #: Nobody types for so many seconds.
 PATIENCE = 30
 PAGE = {
@@ -55,9 +58,13 @@ class Explainer:
         self.device = device
         self.one_at_a_time = threading.Lock()
         self.network = lru_cache(2)(self._network)
+        self.layers = lru_cache(self._layers)
 
     def _network(self, name: str) -> Network:
         return photographs.build(*self.shelf[name]).to(self.device)
+
+    def _layers(self, name: str, size: tuple[int, ...]) -> list[layers.Layer]:
+        return layers.offered(self.network(name), torch.zeros(1, *size, device=self.device))
 
     def choices(self) -> dict[str, Any]:
         """The networks and contrasts, and how large a picture may be."""
@@ -68,8 +75,8 @@ class Explainer:
 
         Args:
             content: an image file's.
-            asked: `name` of the file, `network`, and what is chosen of `target`, `versus` (indices), `explainer`
-                and `contrast`; the rest is chosen here.
+            asked: `name` of the file, `network`, and what is chosen of `target`, `versus` (indices), `explainer`,
+                `contrast` and `layer`, which explainers that look at none pass over; the rest is chosen here.
 
         Raises:
             ValueError: something that there is not, or that cannot be explained.
@@ -90,16 +97,28 @@ class Explainer:
         classes = class_names(model, len(logits), *shelved, None)
         indices = [str(k) for k in range(len(classes))]
         chosen = chosen_classes(logits, asked.get("target"), asked.get("versus"), indices)
-        default = photographs.default_explainer(model)
-        explainer, contrast = asked.get("explainer") or default, asked.get("contrast") or photographs.VERSUS
+        there = self.layers(asked["network"], tuple(image.shape))
+        usual = photographs.default_explainer(model)
+        explainer = asked.get("explainer") or (usual if there else WITHOUT_LAYER)
+        contrast = asked.get("contrast") or photographs.VERSUS
         photographs.check([explainer], [contrast])
-        result = photographs.explained(model, image, logits, chosen, classes, [explainer], [contrast])
-        photographs.write(folder / "out", Path(name), result, asked["network"])
+        offered = there if explainer in layers.TAKERS else []
+        first = layers.readable(offered, min(image.shape[1:])).name if offered else None
+        layer = (asked.get("layer") or first) if offered else None
+        if layer:
+            runtime.check_name("layer", layer, [each.name for each in offered])
+        result = photographs.explained(model, image, logits, chosen, classes, [explainer], [contrast], layer)
+        note = f"{asked['network']}{f', layer {layer}' if layer else ''}"
+        photographs.write(folder / "out", Path(name), result, note)
         names = photographs.spelled(classes, range(len(classes)))
         numbers = (folder / "out.json").read_text()
         return {
             "classes": list(names.values()),
-            "explainers": [e for e in EXPLAINERS if default != "gradcam" or e not in OF_TOKENS],
+            "explainers": [
+                name
+                for name in EXPLAINERS
+                if (usual != "gradcam" or name not in OF_TOKENS) and (there or name not in layers.TAKERS)
+            ],
             "target": chosen[0],
             "versus": chosen[1],
             "most_probable": [
@@ -108,6 +127,9 @@ class Explainer:
             ],
             "explainer": explainer,
             "contrast": contrast,
+            "layers": [each._asdict() for each in offered],
+            "layer": layer,
+            "first_layer": first,
             "stem": Path(name).stem,
             "numbers": numbers,
             "picture": base64.b64encode((folder / "out.png").read_bytes()).decode(),

@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from cxlib.overlay import COLOURS, LABELS
 from cxlib.review.ledger.claims import FEWEST, LEVEL
 from cxlib.review.report.page import explorer, forest
-from cxlib.review.report.page.sections import FIGURES, PICTURES, SECTIONS, TABLES, printed_name
+from cxlib.review.report.page.sections import FIGURES, SECTIONS, TABLES, pictures, printed_name
 
 __all__ = ["FIGURES", "TABLES", "build"]
 
@@ -41,7 +41,7 @@ def build(
 
     Args:
         tables: by the names of `TABLES`, as the summaries write them.
-        figures: PNG files by the names of `FIGURES`.
+        figures: WebP files by the names of `FIGURES`, and others of which `sections.pictures` knows what they are.
         explored: by network, what the stage `explore` writes.
         settings: the parameters of the run, as YAML.
         versions: of the packages that computed it, by name.
@@ -71,9 +71,9 @@ def build(
             fewest=FEWEST,
             sections=SECTIONS,
             filled=filled,
-            pictures=PICTURES,
+            pictures=pictures(figures),
             grids=grids,
-            figures={name: _data_uri(content, "image/png") for name, content in figures.items()},
+            figures={name: _data_uri(content, "image/webp") for name, content in figures.items()},
             charts=_script(charts),
             tables=_script({part.table: _columns(tables[part.table]) for part in SECTIONS.values()}),
             explored=_script({name: explorer.packed(cell) for name, cell in explored.items()}),

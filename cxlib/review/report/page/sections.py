@@ -7,7 +7,7 @@ and `FIGURES` are the files that the stage then needs, and a test holds dvc.yaml
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ class Section(NamedTuple):
         says: what is to be seen, in a sentence or two, where p_t and its like get subscripts.
         table: name of the CSV.
         interval: what its intervals mean; empty where it has none.
-        figure: name of the PNG that stands for the chart in print; empty where there is none.
+        figure: name of the figure that stands for the chart in print; empty where there is none.
         chart: from the table to a Vega-Lite specification.
         grid: from the table to tables for people.
     """
@@ -433,6 +433,12 @@ SECTIONS: dict[str, Section] = {
 }
 """Results, in the order of the review, by their name on the page."""
 
+SHEET = (
+    "What the species look like",
+    "Test images of {name}, a row a family, with the parts that tell its species apart.",
+)
+"""A contact sheet: title and what is to be seen."""
+
 PICTURES: dict[str, tuple[str, str]] = {
     "figure_3": (
         "Figure 3: two classes, original beside weighted",
@@ -453,7 +459,20 @@ PICTURES: dict[str, tuple[str, str]] = {
         "A row a quantity, a column a step and its repetitions.",
     ),
 }
-"""Figures that no chart stands for: title and what is to be seen, by the name of the PNG."""
+"""Figures that no chart stands for: title and what is to be seen, by the name of the file."""
 
 TABLES = ("claims", *dict.fromkeys(section.table for section in SECTIONS.values()))
 FIGURES = (*(section.figure for section in SECTIONS.values() if section.figure), *PICTURES)
+
+
+def pictures(figures: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Title and what is to be seen of the figures that no chart stands for: contact sheets, then `PICTURES`.
+
+    Behind a figure there are others of its kind, such as ``figure_5_imagenet``.
+    """
+    more = [name for name in figures if name not in FIGURES]
+    found = {name: (SHEET[0], SHEET[1].format(name=name)) for name in more if not name.startswith("figure_")}
+    for own, (title, says) in PICTURES.items():
+        kin = [name for name in more if name.startswith(f"{own}_")]
+        found |= {own: (title, says)} | {name: (f"{title} ({name[len(own) + 1 :]})", says) for name in kin}
+    return found

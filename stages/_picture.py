@@ -1,0 +1,16 @@
+"""What the scripts that draw share: a PNG to keep and to look at, and the same for the report, which embeds it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from cxlib import runtime
+
+
+def write(draw: Callable[[Path], None], out: str, shown: str) -> None:
+    """Write the PNG that `draw` makes to `out`, and the same pixels, in fewer bytes, as WebP to `shown`."""
+    with runtime.atomic(out) as picture, runtime.atomic(shown) as smaller:
+        draw(picture)
+        with Image.open(picture) as image:
+            image.convert("RGB").save(smaller, "WEBP", lossless=True)
