@@ -10,7 +10,7 @@ from cxlib import runtime
 
 def write(draw: Callable[[Path], None], out: str, shown: str) -> None:
     """Write the PNG that `draw` makes to `out`, and the same pixels, in fewer bytes, as WebP to `shown`."""
-    with runtime.atomic(out) as picture, runtime.atomic(shown) as smaller:
+    with runtime.atomic(out) as picture:
         draw(picture)
-        with Image.open(picture) as image:
-            image.convert("RGB").save(smaller, "WEBP", lossless=True)
+    with Image.open(out) as image, runtime.atomic(shown) as smaller:
+        image.convert("RGB").save(smaller, "WEBP", lossless=True)

@@ -394,7 +394,7 @@ def test_what_one_process_finds_wrong_ends_all_of_them_in_one_line(repo):
 def test_a_stage_that_shares_nothing_is_refused_under_torchrun(repo):
     script = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "stages" / "figure.py")]
     done = subprocess.run(
-        [sys.executable, *script, "table1", "--table", "t.csv", "--out", "t.png"],
+        [sys.executable, *script, "table1", "--table", "t.csv", "--out", "t.png", "--shown", "t.webp"],
         cwd=repo, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.returncode != 0
