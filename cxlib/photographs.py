@@ -37,6 +37,8 @@ class Explained(NamedTuple):
     classes: Sequence[str]
     explainers: Sequence[str]
     contrasts: Sequence[str]
+    layer: str | None
+    """The layer that was asked for; None is the network's own."""
 
 
 def explained(
@@ -69,7 +71,7 @@ def explained(
     leading = torch.tensor([chosen], device=image.device)
     functions = [groups([chosen[0]], [chosen[1]]) if contrast == VERSUS else contrast for contrast in contrasts]
     maps = [explain(model, image[None], leading, name, functions, layer, relu)[:, 0] for name in explainers]
-    return Explained(image.cpu(), said.cpu(), chosen, torch.stack(maps).cpu(), classes, explainers, contrasts)
+    return Explained(image.cpu(), said.cpu(), chosen, torch.stack(maps).cpu(), classes, explainers, contrasts, layer)
 
 
 def logits(model: networks.Network, image: Tensor) -> Tensor:
@@ -94,6 +96,7 @@ def summary(result: Explained, source: str) -> dict[str, Any]:
     }
     return {
         "image": source,
+        "layer": result.layer,
         **named,
         "most_probable": {
             str(rank): {"index": k, "name": result.classes[k], "probability": float(p[k])}

@@ -68,6 +68,7 @@ def test_an_image_is_explained_in_a_picture_numbers_and_maps(here):
     assert [told[role]["index"] for role in ("target", "versus")] == order[:2].tolist()
     assert told["target"]["name"] == ["Marsh_Heron", "Ashen_Heron", "Marsh_Hawk", "Ashen_Gull"][order[0]]
     assert told["target"]["probability"] == pytest.approx(float(p[order[0]]), rel=1e-5)
+    assert told["layer"] is None  # the network's own
     with np.load(here / "a.npz") as arrays:
         assert arrays["classes"].tolist() == order[:2].tolist()
         for e, name in enumerate(("gradcam", "gradient")):
@@ -387,6 +388,7 @@ def test_what_an_explanation_may_mean_besides_is_one_line_for_all_images_and_exp
     told = [line for line in succeed("explain", *words, *chosen).stderr.splitlines() if "gradient" in line]
     assert len(told) == 1
     assert told[0].startswith("Warning: the gradient is constant over the layer inner.features.12, so that GradCAM")
+    assert {json.loads(path.read_text())["layer"] for path in here.glob("*.json")} == {"features.12"}
 
 
 def test_the_module_runs_as_a_program_and_exits_with_one_line(folder):
