@@ -17,6 +17,9 @@ from test_stages import MACHINE, MINIATURE, in_order
 
 from cxlib import runtime
 
+#: A pipeline, every file of which is traced: slow cores, or busy ones, need more than other tests may take.
+pytestmark = pytest.mark.timeout(1500)
+
 #: Tables that `claims` names for the order of the stages alone: as dvc.yaml says.
 ORDER = {"claims": ["perturbation", "saturation", "table1", "localisation", "intervention", "vit"]}
 #: What no result depends on: see `runtime.Machine`; and the launcher's mark of its own processes.
