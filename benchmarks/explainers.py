@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from _sides import peak, processor, versions
+from _sides import draw_batch_norms, peak, processor, versions
 from captum.attr import LayerAttribution, LayerGradCam
 from pytorch_grad_cam import FullGrad, GradCAM, HiResCAM, XGradCAM
 from torch import nn
@@ -37,10 +37,7 @@ def main() -> None:
     with runtime.seeded(0):
         ours = networks.build(name)
         sixteen = torch.rand(16, 3, 224, 224)
-        for module in ours.modules():
-            if isinstance(module, nn.BatchNorm2d):  # new ones have no biases, which FullGrad is about
-                module.running_mean.normal_(0, 0.1)
-                module.bias.normal_(0, 0.1)
+        draw_batch_norms(ours)
     theirs = networks.Network(
         name, ours.inner, {}
     )  # one set of weights; each library gets its gradients as it needs them

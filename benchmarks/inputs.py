@@ -10,7 +10,7 @@ from functools import partial
 
 import click
 import torch
-from _sides import interleaved, peak, processor, versions
+from _sides import draw_batch_norms, interleaved, peak, processor, versions
 from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
 from torch import Tensor, nn
 
@@ -29,10 +29,7 @@ def build(name: str, size: int) -> tuple[nn.Module, Tensor, Tensor]:
     """A network, one image in [0, 1], and its five most probable classes (1, 5)."""
     with runtime.seeded(0):
         network, image = networks.build(name), torch.rand(1, 3, size, size)
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):  # new ones let all images look alike
-                module.running_mean.normal_(0, 0.1)
-                module.bias.normal_(0, 0.1)
+        draw_batch_norms(network)
     return network, image, taps.logits(network, image).topk(5).indices
 
 

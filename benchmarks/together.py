@@ -7,7 +7,7 @@ the same maps first. Random weights, a batch of 8 at 144 pixels; threads as OMP_
 import sys
 
 import torch
-from _sides import interleaved, peak, processor, ratios, versions
+from _sides import draw_batch_norms, interleaved, peak, processor, ratios, versions
 from torch import Tensor, nn
 
 from cxlib import networks, runtime
@@ -37,14 +37,11 @@ def main() -> None:
     print(f"processor; {memory} MiB; maps differ by {difference:.1e} of their largest value at most")
 
 
-def build(name: str, n_images: int, image_size: int) -> tuple[nn.Module, Tensor, str]:
-    """A network of random weights, images, and the layer before the last that is explained by default."""
+def build(name: str, n_images: int, image_size: int) -> tuple[nn.Module, Tensor, str | None]:
+    """A network of random weights, images, and the layer that is explained; None is the network's own."""
     with runtime.seeded(0):
         network, images = networks.build(name), torch.rand(n_images, 3, image_size, image_size)
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):  # new ones let all images look alike
-                module.running_mean.normal_(0, 0.1)
-                module.bias.normal_(0, 0.1)
+        draw_batch_norms(network)
     layer = "blocks.5.0.bn1" if name == "tf_efficientnet_lite0" else None
     return network, images, layer
 

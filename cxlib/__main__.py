@@ -119,7 +119,7 @@ def explain_(
         classes = classes or class_names(model, len(logits), network, weights, weights_path, classes_file)
         chosen = chosen_classes(logits, target, versus, classes)
         result = photographs.explained(model, x, logits, chosen, classes, explainers, contrasts, layer, relu)
-        photographs.write(Path(out) / name, path, result, f"{model.name}{f', layer {layer}' if layer else ''}")
+        photographs.write(Path(out) / name, path, result, model.name)
     click.echo(f"{len(paths)} image{'s' * (len(paths) > 1)} explained in {out}")
 
 

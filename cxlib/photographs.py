@@ -128,8 +128,8 @@ def told(values: Tensor) -> dict[str, float]:
     }
 
 
-def picture(result: Explained, note: str) -> Image.Image:
-    """An explanation as a picture, with the two classes among the probabilities."""
+def picture(result: Explained, network: str) -> Image.Image:
+    """An explanation as a picture, with the two classes among the probabilities and the network's name below."""
     p = result.logits.double().softmax(0)
     others = [k for k in most_probable(result.logits) if k not in result.chosen]
     shown = sorted([*result.chosen, *others[: MOST_PROBABLE - 2]], key=lambda k: -float(p[k]))
@@ -141,7 +141,7 @@ def picture(result: Explained, note: str) -> Image.Image:
         {names[k]: float(p[k]) for k in shown},
         result.explainers,
         result.contrasts,
-        note,
+        f"{network}{f', layer {result.layer}' if result.layer else ''}",
     )
 
 
@@ -161,7 +161,7 @@ def common(name: str) -> str:
     return both[1] if both else name
 
 
-def write(stem: Path, source: Path, result: Explained, note: str) -> None:
+def write(stem: Path, source: Path, result: Explained, network: str) -> None:
     """Write stem.png, the picture, stem.json, the numbers, and stem.npz, the maps: all of them, or none."""
     places = [runtime.atomic(f"{stem}.{suffix}") for suffix in ("json", "npz", "png")]
     with places[0] as numbers, places[1] as arrays, places[2] as drawn:
@@ -174,7 +174,7 @@ def write(stem: Path, source: Path, result: Explained, note: str) -> None:
             explainers=result.explainers,
             contrasts=result.contrasts,
         )
-        picture(result, note).save(drawn)
+        picture(result, network).save(drawn)
 
 
 # --- networks and what they see -----------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def draw(name: str, asked: Picture, path: Path) -> None:
     names = class_names(model, len(logits), asked.network, "DEFAULT", None, file)
     chosen = chosen_classes(logits, None, SECOND, names)
     result = photographs.explained(model, image, logits, chosen, names, asked.explainers, asked.contrasts, asked.layer)
-    drawn = photographs.picture(result, f"{model.name}, layer {asked.layer}")
+    drawn = photographs.picture(result, model.name)
     drawn.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
     with runtime.atomic(ROOT / "docs/gallery" / f"{name}.jpg") as place:
         drawn.save(place, quality=80, optimize=True)

@@ -108,8 +108,7 @@ class Explainer:
         if layer:
             runtime.check_name("layer", layer, [each.name for each in offered])
         result = photographs.explained(model, image, logits, chosen, classes, [explainer], [contrast], layer)
-        note = f"{asked['network']}{f', layer {layer}' if layer else ''}"
-        photographs.write(folder / "out", Path(name), result, note)
+        photographs.write(folder / "out", Path(name), result, asked["network"])
         names = photographs.spelled(classes, range(len(classes)))
         numbers = (folder / "out.json").read_text()
         return {
