@@ -9,11 +9,13 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import nullcontext
 from graphlib import TopologicalSorter
 
 import click
 import networkx as nx
 from _command import POSITIVE, Stage, option
+from _warm import warm
 from dvc.cli import main as dvc
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -85,7 +87,9 @@ def main(jobs: int, targets: tuple[str, ...]) -> None:
     os.environ.setdefault("CXLIB_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
     # Huge pages, which Linux has to be asked for: a tenth of the time of passes on a CPU. Read as a process starts.
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    if failed := run(depends_on, stale, jobs):
+    with warm() if stale else nullcontext():
+        failed = run(depends_on, stale, jobs)
+    if failed:
         raise click.ClickException(f"failed to reproduce {', '.join(failed)}")
     click.echo(f"{len(depends_on)} stages are up to date")
 

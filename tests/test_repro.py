@@ -1,8 +1,12 @@
 """`make repro`: stages side by side in a real DVC repository, with the record that `dvc repro` would have left."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,3 +102,76 @@ def test_a_dvc_yaml_that_is_none_is_one_line(repo):
     (repo / "dvc.yaml").write_text("stages: [")
     done = subprocess.run(REPRO, cwd=repo, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("Error: ") and len(done.stderr.splitlines()) == 1, done
+
+
+# --- stages that begin warm -----------------------------------------------------------------------------
+
+TELLS = """
+import json, os, sys
+found = {"warm": "torch" in sys.modules, "words": sys.argv, "name": __name__, "beside": sys.path[0], "cwd": os.getcwd()}
+found |= {"stage": os.environ["DVC_STAGE"], "threads": os.environ.get("OMP_NUM_THREADS")}
+print("to the terminal", flush=True)
+json.dump(found, open("told.json", "w"))
+"""
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere stages begin cold")
+
+
+def script(folder, text, name="some.py"):
+    (folder / "stages").mkdir(exist_ok=True)
+    (folder / "stages" / name).write_text(text)
+
+
+@linux
+def test_a_script_that_begins_warm_sees_what_it_would_see_cold(tmp_path):
+    repository(tmp_path, "stages:\n  told: {cmd: \"python stages/some.py 'two words' --a=1\", outs: [told.json]}")
+    script(tmp_path, TELLS)
+    found = []
+    for command in (REPRO, [*DVC, "repro", "--force"]):
+        code, text = told(command, tmp_path)
+        assert code == 0 and "to the terminal" in text, text
+        found.append(json.loads((tmp_path / "told.json").read_text()))
+    assert [one.pop("warm") for one in found] == [True, False]
+    assert found[0] == found[1]
+    assert found[0]["words"] == ["stages/some.py", "two words", "--a=1"] and found[0]["stage"] == "told"
+
+
+@linux
+@pytest.mark.parametrize("end", ["raise SystemExit(3)", "1 / 0", "import os; os.kill(os.getpid(), 9)"])
+def test_a_warm_script_that_fails_fails_its_stage(tmp_path, end):
+    repository(tmp_path, "stages:\n  fails: {cmd: python stages/some.py, outs: [none]}")
+    script(tmp_path, end)
+    code, text = told(REPRO, tmp_path)
+    assert code == 1 and "failed to reproduce fails" in text
+    assert ("ZeroDivisionError" in text) == (end == "1 / 0")
+
+
+@linux
+def test_a_warm_script_ends_with_whoever_asked_for_it(tmp_path):
+    script(tmp_path, "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)")
+    asks = f"""
+import os, subprocess, sys
+sys.path.insert(0, {str(ROOT / "stages")!r})
+from _warm import warm
+with warm():
+    subprocess.run([os.environ["SHELL"], "-c", "python stages/some.py"])
+"""
+    script(tmp_path, asks, "asks.py")
+    with subprocess.Popen([sys.executable, "stages/asks.py"], cwd=tmp_path, start_new_session=True) as asking:
+        pid = int(eventually(lambda: (tmp_path / "pid").read_text()))
+        (shell,) = [one for one in children(asking.pid) if b"-c" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        os.kill(shell, signal.SIGKILL)
+        eventually(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def eventually(value, seconds=60):
+    """What a function returns once it neither raises nor returns an empty string or None."""
+    for _ in range(10 * seconds):
+        with suppress(OSError):
+            if found := value():
+                return found
+        time.sleep(0.1)
+    pytest.fail("waited in vain")
+
+
+def children(pid):
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
