@@ -73,9 +73,11 @@ def test_passes_are_shared(flat, images):
     assert len(backward) == 3
 
 
-def test_an_unknown_explainer_and_maps_that_overflow_are_told(flat, images):
+def test_an_unknown_explainer_targets_of_one_axis_and_maps_that_overflow_are_told(flat, images):
     with pytest.raises(ValueError, match="unknown explainer 'gradcan': choose from"):
         explain_together(flat, images, 2, ["gradcan"], ["weighted"])
+    with pytest.raises(ValueError, match=r"targets must be \(B, T\) class indices, or how many, got \(3,\)"):
+        explain_together(flat, images, torch.zeros(3, dtype=torch.long), ["gradient"], ["weighted"])
     flat.head.weight *= 1e200
     flat.features[4].weight *= 1e150
     flat.features[5].running_var *= 1e300

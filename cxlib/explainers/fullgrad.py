@@ -28,6 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from cxlib import taps
+from cxlib.explainers.gradient import times_input
 from cxlib.networks import Network, nested
 
 # Elementwise and not homogeneous, so that they have an implicit bias.
@@ -96,7 +97,7 @@ def from_trace(trace: taps.Trace, cotangents: Tensor, zero: Tensor | float = 0.0
 def summed(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], zero: Tensor | float) -> Tensor:
     """The map (B, H, W) of one cotangent, whose gradients `trace.pull_back` yields; `zero` as of `from_trace`."""
     size = trace.images.shape[-2:]  # terms of one size are summed first, for spreading is linear too
-    terms = {size: ((trace.images - zero) * gradient).sum(1)}
+    terms = {size: times_input(trace.images, gradient, zero)}
     shape, before = gradient.shape, 1
     for (bias, channels), at_output in zip(trace.kept, gradients):
         if at_output is None:

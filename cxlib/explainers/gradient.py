@@ -13,4 +13,12 @@ def gradient(_images: Tensor, gradients: Tensor) -> Tensor:
     return gradients.sum(-3)
 
 
+def times_input(images: Tensor, gradients: Tensor, zero: Tensor | float) -> Tensor:
+    """Input times gradient, summed over the colour channels: (..., 3, H, W) -> (..., H, W).
+
+    `zero` is the image that the network's first layer sees as zero.
+    """
+    return ((images - zero) * gradients).sum(-3)
+
+
 MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"gradient": gradient}

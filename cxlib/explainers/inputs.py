@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cxlib import taps
 from cxlib.contrasts import spanning
 from cxlib.explainers.fullgrad import Cotangents, zero_image
+from cxlib.explainers.gradient import times_input
 
 
 def input_x_gradient(network: nn.Module, images: Tensor, cotangents: Cotangents, _layer: object, _relu: bool) -> Tensor:
@@ -24,7 +25,7 @@ def input_x_gradient(network: nn.Module, images: Tensor, cotangents: Cotangents,
     """
     recorded = taps.record(network, images)
     gradients = recorded.pull_back(cotangents(recorded.logits))
-    return ((recorded.activation - zero_image(network))[:, None] * gradients).sum(2)
+    return times_input(recorded.activation[:, None], gradients, zero_image(network))
 
 
 def integrated_gradients(

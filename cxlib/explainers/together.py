@@ -17,13 +17,13 @@ from cxlib import runtime, taps
 from cxlib.contrasts import Contrast, spanning
 from cxlib.explainers import EXPLAINERS, LINEAR, OWN, answer, ask, cautions, fullgrad, saliency
 from cxlib.explainers.cam import MAPS as AT_LAYER
-from cxlib.explainers.gradient import gradient
+from cxlib.explainers.gradient import gradient, times_input
 from cxlib.networks import explanation_layer
 
 #: Those that one pass through the whole network serves: maps (B, H, W) of what a `taps.Trace` pulled back.
 THROUGHOUT: dict[str, Callable[[taps.Trace, Tensor, list[Tensor | None], Tensor | float], Tensor]] = {
     "gradient": lambda trace, at_image, _at_layers, _zero: gradient(trace.images, at_image),
-    "input_x_gradient": lambda trace, at_image, _at_layers, zero: ((trace.images - zero) * at_image).sum(1),
+    "input_x_gradient": lambda trace, at_image, _at_layers, zero: times_input(trace.images, at_image, zero),
     "fullgrad": fullgrad.summed,
 }
 
@@ -73,6 +73,8 @@ def explain_together(
     recorded = taps.record(network, images, explanation_layer(network, layer)) if at_layer else None
     logits = recorded.logits if recorded else taps.logits(network, images)
     targets = logits.topk(targets).indices if isinstance(targets, int) else targets
+    if targets.ndim != 2:
+        raise ValueError(f"targets must be (B, T) class indices, or how many, got {tuple(targets.shape)}")
     asked = ask(logits, contrasts, targets)
     found: dict[str, Tensor] = {}  # (B, M, h, w) each
     constant = False

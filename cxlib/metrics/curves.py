@@ -98,7 +98,7 @@ def insertion_deletion(
         place, which, goes, step = part.unbind(1)
         shown = (ranks[place, which] < counts[step, None, None]) ^ goes.bool()[:, None, None]
         changed = torch.where(shown[:, None], images[place], fill(place, ~shown))
-        logits = taps.logits(evaluated, changed.contiguous(memory_format=torch.channels_last))
+        logits = taps.logits(evaluated, changed)
         if not leads:
             check_targets(pairs, n_images, logits.shape[1])
         y_t, y_other = logits.double().gather(1, pairs[place]).cpu().chunk(2, 1)

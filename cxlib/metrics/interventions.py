@@ -41,7 +41,7 @@ def outcomes(network: nn.Module, images: Tensor, pairs: Tensor, batch_size: int)
     """
     found = []
     for batch, pair in zip(images.split(batch_size), pairs.split(batch_size)):
-        logits = taps.logits(network, batch.contiguous(memory_format=torch.channels_last)).double()
+        logits = taps.logits(network, batch).double()
         values = [logits.gather(1, pair), logits.softmax(1).gather(1, pair), logits.argmax(1, keepdim=True)]
         found.append(torch.cat(values, 1))
     return torch.cat(found)

@@ -278,7 +278,7 @@ def _lead_of_masked(
         own = [(filled[b], mask[baseline == b]) for b in baseline.unique().tolist()]
         replacement = torch.cat([fill(torch.full_like(of_fill, place), ~kept[of_fill]) for fill, of_fill in own])
         masked = torch.where(kept[mask, None], image, replacement)
-        logits = taps.logits(network, masked.contiguous(memory_format=torch.channels_last))
+        logits = taps.logits(network, masked)
         leads.append(_lead(logits, classes.expand(len(part), 2)))
     return torch.cat(leads).view(shape)
 

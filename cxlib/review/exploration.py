@@ -72,7 +72,7 @@ def explore(
     evaluated = fast(network)
 
     def logits(x: Tensor, of: Tensor) -> Tensor:
-        return taps.logits(evaluated, x.contiguous(memory_format=torch.channels_last)).gather(1, of).float()
+        return taps.logits(evaluated, x).gather(1, of).float()
 
     behind = []
     for place, (image, of_image) in enumerate(zip(images, classes)):
