@@ -7,6 +7,7 @@ start, and work of a single thread.
 
 import multiprocessing
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
@@ -46,7 +47,7 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
     """Reproduce stale stages, `jobs` at a time, and return those that failed.
 
     Those begin first for which the longest chain of others waits. After a failure no other stage starts; those that run
-    go on to their end.
+    go on to their end. A line tells of each that has ended.
     """
     chain = dict.fromkeys(depends_on, 0)
     for stage in reversed(list(TopologicalSorter(depends_on).static_order())):
@@ -56,6 +57,7 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
     ready: list[str] = []
     running: dict[Future[int], str] = {}
     failed: list[str] = []
+    n_ended, began = 0, time.monotonic()
     # Forked, for DVC takes a second to be imported.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
         while order.is_active() and not failed:
@@ -72,6 +74,8 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
                 stage = running.pop(ended)
                 order.done(stage)
                 failed += [stage] * bool(ended.result())
+                n_ended += 1
+                click.echo(f"{n_ended} of {len(stale)} stages, {time.monotonic() - began:.0f} s: {stage} has ended")
     return failed + [stage for ended, stage in running.items() if ended.result()]
 
 

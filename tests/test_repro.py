@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def test_stages_run_side_by_side_and_after_what_they_depend_on(repo):
     code, text = told(REPRO, repo)
     assert code == 0, text
     assert sorted(started(text)) == ["after", "alone", "both", "left", "right", "source"]
+    assert re.findall(r"(\d of \d) stages, \d+ s: .* has ended", text) == [f"{n} of 6" for n in range(1, 7)]
     assert (repo / "both").read_text() == "7\n7\n"
     assert (repo / "after").read_text() == f"{max(1, len(os.sched_getaffinity(0)) // 2)}\n"  # they share the cores
     assert told(VERIFY, repo) == (0, "6 outputs of 6 stages match dvc.lock\n")
