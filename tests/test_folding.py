@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from cxlib import networks, taps
 from cxlib.metrics import masking
 from cxlib.networks import fast, folded
+from cxlib.networks.padding import SamePadded
 from cxlib.review import perturbation, saturation
 from cxlib.review.gradient_norms import gradient_norms
 
@@ -55,6 +57,23 @@ def test_the_network_itself_is_left_alone(pooled, images):
     assert len(norms(pooled)) == 2
     assert quick.head is pooled.head
     assert all(torch.equal(value, before[key]) for key, value in pooled.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [(9, 9), (8, 8), (13, 6), (5, 12), (2, 3)])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (4, 3, 1), (1, 2, 1), (3, 2, 2)])
+@pytest.mark.parametrize("groups", [1, 6])
+def test_same_padding_without_a_copy_is_timms(size, kernel, stride, dilation, groups):
+    generator = torch.Generator().manual_seed(0)
+    theirs = Conv2dSame(6, 6, kernel, stride, dilation=dilation, groups=groups).double()
+    images = torch.randn(2, 6, *size, dtype=torch.float64, generator=generator).requires_grad_()
+    ours = fast(theirs)
+    assert type(theirs) is Conv2dSame and (type(ours) is SamePadded) == (dilation == 1)
+    expected = theirs(images)
+    assert expected.shape[2:] == tuple(-(-n // stride) for n in size)
+    torch.testing.assert_close(ours(images), expected, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    gradients = [torch.autograd.grad(module(images), images, cotangent)[0] for module in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 class Twice(nn.Module):

@@ -8,6 +8,8 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cxlib.networks.padding import without_copies
+
 
 def folded(network: nn.Module) -> nn.Module:
     """A network in eval mode without the batch norms that a convolution alone feeds.
@@ -59,12 +61,15 @@ def _is(module: Any, *names: str) -> bool:
 
 
 def fast(network: nn.Module) -> nn.Module:
-    """The same function for evaluation and input gradients: folded, frozen, its weights channels last in memory.
+    """The same function for evaluation and input gradients, up to rounding.
+
+    Batch norms folded, padding without copies, weights frozen and channels last in memory.
 
     The network itself is left alone. What this returned before is returned as it is, so that it is done once.
     """
     if getattr(network, "is_fast", False):
         return network
     quick = folded(copy.deepcopy(getattr(network, "_orig_mod", network)).eval())  # a compiled network has no copy
+    without_copies(quick)
     quick.requires_grad_(False).to(memory_format=torch.channels_last).is_fast = True  # type: ignore[call-overload]
     return quick
