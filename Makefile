@@ -14,12 +14,17 @@ setup: .venv/ready
 	uv pip install --python .venv --no-deps --editable .
 	touch .venv/ready
 
+# What tests, linters and benchmarks need beyond that: other libraries to compare with, a browser's driver, S3's double.
+.venv/test: .venv/ready requirements-test.txt
+	uv pip install --python .venv --require-hashes --compile-bytecode -r requirements-test.txt
+	touch .venv/test
+
 # As `dvc repro` does, with JOBS stages at once, which share the cores.
 JOBS ?= 2
 repro: .venv/ready
 	python stages/repro.py --jobs $(JOBS)
 
-test: .venv/ready
+test: .venv/test
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The pages of docs/ as HTML: tutorials are run, and no warning passes. Sphinx comes only here, not with `setup`.
@@ -27,12 +32,12 @@ docs: .venv/docs
 	sphinx-build --fresh-env --write-all --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-.venv/docs: .venv/ready requirements-docs.txt
+.venv/docs: .venv/test requirements-docs.txt
 	uv pip install --python .venv --require-hashes --compile-bytecode -r requirements-docs.txt
 	touch .venv/docs
 
 # Speed against literal loops and other libraries, with the same numbers first, and memory: minutes on two cores.
-bench: .venv/ready
+bench: .venv/test
 	python benchmarks/perturbation.py
 	python benchmarks/masking.py
 	python benchmarks/explainers.py
@@ -41,7 +46,7 @@ bench: .venv/ready
 	python benchmarks/memory.py
 	python benchmarks/throughput.py
 
-lint: .venv/ready
+lint: .venv/test
 	ruff check .
 	ruff format --check .
 	mypy
@@ -58,7 +63,7 @@ compare: .venv/ready
 	python stages/compare.py $(OTHER)
 
 # Every explainer on every network: writes docs/zoo.md.
-zoo: .venv/ready
+zoo: .venv/test
 	python -m tests.zoo
 
 # The pictures of docs/gallery.md, of what `make repro` made.
@@ -70,8 +75,9 @@ params.yaml: .venv/ready
 	python conf/compose.py > params.yaml.new && mv params.yaml.new params.yaml
 
 # Pin anew what pyproject.toml asks for.
+PINNED = --quiet pyproject.toml --universal --generate-hashes --custom-compile-command "make lock"
 lock: .venv/ready
-	uv pip compile --quiet pyproject.toml --extra review --extra lite --extra test --universal --generate-hashes \
-	  --custom-compile-command "make lock" --output-file requirements.txt
-	uv pip compile --quiet pyproject.toml --extra docs --constraint requirements.txt --universal --generate-hashes \
-	  --custom-compile-command "make lock" --output-file requirements-docs.txt
+	uv pip compile $(PINNED) --extra review --extra lite --output-file requirements.txt
+	uv pip compile $(PINNED) --extra test --constraint requirements.txt --output-file requirements-test.txt
+	uv pip compile $(PINNED) --extra docs --constraint requirements.txt --constraint requirements-test.txt \
+	  --output-file requirements-docs.txt
