@@ -35,7 +35,7 @@ def warm() -> Iterator[None]:
         yield
         return
     before = os.environ.get("SHELL")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # not $TMPDIR: an address has room for 107 bytes
         address = str(Path(folder, "socket"))
         with socket.socket(*_KIND) as listener:  # here, so that whoever asks waits while the server imports
             listener.bind(address)
