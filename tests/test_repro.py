@@ -6,13 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 from test_faults import DVC, VERIFY, repository, told
+from test_runs import children, wait_for
 
 ROOT = Path(__file__).parents[1]
 REPRO = [sys.executable, str(ROOT / "stages" / "repro.py"), "--jobs", "2"]
@@ -156,24 +155,13 @@ sys.path.insert(0, {str(ROOT / "stages")!r})
 from _warm import warm
 with warm():
     subprocess.run([os.environ["SHELL"], "-c", "python stages/some.py"])
+    sys.stdin.read()
 """
     script(tmp_path, asks, "asks.py")
-    with subprocess.Popen([sys.executable, "stages/asks.py"], cwd=tmp_path, start_new_session=True) as asking:
-        pid = int(eventually(lambda: (tmp_path / "pid").read_text()))
+    at_work = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "stages/asks.py"], cwd=tmp_path, stdin=subprocess.PIPE) as asking:
+        wait_for(lambda: at_work.exists() and at_work.read_text(), asking)
+        pid = at_work.read_text()
         (shell,) = [one for one in children(asking.pid) if b"-c" in Path(f"/proc/{one}/cmdline").read_bytes()]
         os.kill(shell, signal.SIGKILL)
-        eventually(lambda: not Path(f"/proc/{pid}").exists())
-
-
-def eventually(value, seconds=60):
-    """What a function returns once it neither raises nor returns an empty string or None."""
-    for _ in range(10 * seconds):
-        with suppress(OSError):
-            if found := value():
-                return found
-        time.sleep(0.1)
-    pytest.fail("waited in vain")
-
-
-def children(pid):
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), asking)
