@@ -6,6 +6,8 @@ server, which forks; every other command is for `/bin/sh`. What a stage computes
 code is imported before the fork.
 """
 
+import atexit
+import gc
 import json
 import os
 import runpy
@@ -16,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -76,6 +79,7 @@ def serve(number: int) -> list[str]:
     with socket.socket(fileno=number) as listener:
         for name in IMPORTED:
             import_module(name)
+        gc.freeze()  # what is imported stays: no stage looks through it for garbage, nor copies the pages it lies on
         while True:
             connection, _ = listener.accept()
             if not os.fork():
@@ -108,9 +112,25 @@ def _answered(connection: socket.socket) -> list[str]:
     return words
 
 
+def run(words: list[str]) -> None:
+    """Run a script to its end, and then leave at once: to take down what was imported would last a second."""
+    sys.argv = words
+    sys.path[0] = str(Path(words[0]).resolve().parent)
+    code: int | str | None = None
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code
+    waited_for = [thread for thread in threading.enumerate()[1:] if not thread.daemon]
+    if isinstance(code, str) or waited_for:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "-c":
         ask(sys.argv[2])
-    sys.argv = serve(int(sys.argv[1]))
-    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    run(serve(int(sys.argv[1])))

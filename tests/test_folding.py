@@ -10,7 +10,7 @@ from torch import nn
 from cxlib import networks, taps
 from cxlib.metrics import masking
 from cxlib.networks import fast, folded
-from cxlib.networks.padding import SamePadded
+from cxlib.networks.lean import ClippedInPlace, SamePadded
 from cxlib.review import perturbation, saturation
 from cxlib.review.gradient_norms import gradient_norms
 
@@ -74,6 +74,28 @@ def test_same_padding_without_a_copy_is_timms(size, kernel, stride, dilation, gr
     cotangent = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
     gradients = [torch.autograd.grad(module(images), images, cotangent)[0] for module in (ours, theirs)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_clipping_in_place_is_relu6_and_keeps_its_output_alone(dtype):
+    values = torch.tensor([-1, -0.0, 0, 1e-30, 3, 5.99, 6, 6.01, 9], dtype=dtype)
+    images = values.repeat(2, 3, 5, 1).requires_grad_()
+    theirs = nn.ReLU6(inplace=True)
+    ours = fast(theirs)
+    assert type(theirs) is nn.ReLU6 and type(ours) is ClippedInPlace
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.data_ptr()) or saved, lambda x: x):
+        output = ours(images + 0)
+    assert kept == [output.data_ptr()]
+    for one in (output, ours((images + 0)[:, 1:])):  # a view too
+        expected = theirs((images + 0)[:, -one.shape[1] :])
+        assert torch.equal(one, expected)
+        cotangent = torch.randn(one.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+        assert torch.equal(*(torch.autograd.grad(y, images, cotangent)[0] for y in (one, expected)))
+
+
+def test_relu6_that_works_on_a_copy_stays():
+    assert type(fast(nn.ReLU6())) is nn.ReLU6
 
 
 class Twice(nn.Module):

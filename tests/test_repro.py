@@ -146,6 +146,27 @@ def test_a_warm_script_that_fails_fails_its_stage(tmp_path, end):
     assert ("ZeroDivisionError" in text) == (end == "1 / 0")
 
 
+LINGERS = """
+import atexit, threading, time
+atexit.register(lambda: open("ended.txt", "a").write("last"))
+open("ended.txt", "w")
+waits = threading.Thread(target=lambda: (time.sleep(0.5), open("ended.txt", "a").write("thread, ")), daemon={daemon})
+waits.start()
+print("not flushed", end="")
+raise SystemExit({code})
+"""
+
+
+@linux
+@pytest.mark.parametrize(("code", "daemon"), [(None, False), (0, True), ("'in words'", True)])
+def test_a_warm_script_leaves_nothing_undone(tmp_path, code, daemon):
+    repository(tmp_path, "stages:\n  ends: {cmd: python stages/some.py, outs: [ended.txt]}")
+    script(tmp_path, LINGERS.format(code=code, daemon=daemon))
+    done, text = told(REPRO, tmp_path)
+    assert done == (code == "'in words'") and "not flushed" in text and ("in words" in text) == bool(done)
+    assert (tmp_path / "ended.txt").read_text() == ("last" if daemon else "thread, last")
+
+
 @linux
 def test_a_warm_script_ends_with_whoever_asked_for_it(tmp_path):
     script(tmp_path, "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)")
