@@ -21,9 +21,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from cxlib import networks, runtime
 
-#: What shares its images among devices or processes.
 #: A tensor, or where there may be none.
 _Widened = TypeVar("_Widened", Tensor, Tensor | None)
+#: What is made of gradients.
+_Read = TypeVar("_Read")
+#: What shares its images among devices or processes.
 _SHARED = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _UNLINKED = "nothing links the tapped layer to the logits: choose another layer, or switch the network's gradients on"
 
@@ -87,24 +89,30 @@ class Trace:
     _output: Tensor
     _ends: list[GradientEdge]  # the images', then each kept output's
 
-    def pull_back(self, cotangents: Tensor) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
-        """Pull cotangents (B, M, K) back, one after the other, for together they would fill the memory.
+    def pull_back(self, cotangents: Tensor, read: Callable[[Tensor, list[Tensor | None]], _Read]) -> list[_Read]:
+        """Pull cotangents (B, M, K) back, one after the other, for together their gradients would fill the memory.
 
-        Yields:
-            M times: the gradient at the images (B, 3, H, W), and for each entry of `kept` that at the layer's
-            output, shaped like it, or None where this output does not influence the logits.
+        Args:
+            cotangents: (B, M, K).
+            read: what is wanted of the gradient at the images (B, 3, H, W) and, for each entry of `kept`, of that at
+                the layer's output, shaped like it, or None where this output does not influence the logits.
+
+        Returns:
+            M times what `read` returned.
 
         Raises:
             ValueError: the images do not influence the logits.
         """
-        for cotangent in cotangents.unbind(1):
-            with runtime.full_float32():
-                gradients: tuple[Any, ...] = torch.autograd.grad(
-                    self._output, self._ends, cotangent.to(self._output), retain_graph=True, allow_unused=True
-                )
-            if gradients[0] is None:
-                raise ValueError(_UNLINKED)
-            yield gradients[0], [_widened(gradient) for gradient in gradients[1:]]
+        return [read(*self._pull(cotangent)) for cotangent in cotangents.unbind(1)]
+
+    def _pull(self, cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        with runtime.full_float32():
+            gradients: tuple[Any, ...] = torch.autograd.grad(
+                self._output, self._ends, cotangent.to(self._output), retain_graph=True, allow_unused=True
+            )
+        if gradients[0] is None:
+            raise ValueError(_UNLINKED)
+        return gradients[0], [_widened(gradient) for gradient in gradients[1:]]
 
 
 @torch.inference_mode(False)

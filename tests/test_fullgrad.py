@@ -103,7 +103,7 @@ def test_grad_cams_maps_are_ours_with_absolute_values_and_rescaling(flat, images
         theirs = torch.from_numpy(method(images, [lambda y, t=int(t): y[t] for t in targets]))
     trace = fullgrad.record(narrow, images)
     cotangents = cotangent("original", trace.logits, targets)
-    ((image_gradient, gradients),) = trace.pull_back(cotangents[:, None])
+    ((image_gradient, gradients),) = trace.pull_back(cotangents[:, None], lambda *both: both)
     terms = [(image_gradient * images).abs()]
     terms += [(b[:, None, None] * g).abs() for (b, _), g in zip(trace.kept, gradients) if g.ndim == 4]
 

@@ -91,11 +91,12 @@ def from_trace(trace: taps.Trace, cotangents: Tensor, zero: Tensor | float = 0.0
         cotangents: (B, M, K).
         zero: the image that the network's first layer sees as zero: the mean where it normalises inside.
     """
-    return torch.stack([summed(trace, *gradients, zero) for gradients in trace.pull_back(cotangents)], 1)
+    maps = trace.pull_back(cotangents, lambda at_image, at_layers: summed(trace, at_image, at_layers, zero))
+    return torch.stack(maps, 1)
 
 
 def summed(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], zero: Tensor | float) -> Tensor:
-    """The map (B, H, W) of one cotangent, whose gradients `trace.pull_back` yields; `zero` as of `from_trace`."""
+    """The map (B, H, W) of one cotangent, whose gradients `trace.pull_back` has read; `zero` as of `from_trace`."""
     size = trace.images.shape[-2:]  # terms of one size are summed first, for spreading is linear too
     terms = {size: times_input(trace.images, gradient, zero)}
     shape, before = gradient.shape, 1

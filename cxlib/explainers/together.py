@@ -103,8 +103,5 @@ def _throughout(network: nn.Module, images: Tensor, cotangents: Tensor, names: S
         return {}
     zero = fullgrad.zero_image(network)
     trace = fullgrad.record(network, images) if "fullgrad" in names else taps.trace(network, images, {})
-    maps: dict[str, list[Tensor]] = {name: [] for name in names}
-    for at_image, at_layers in trace.pull_back(cotangents):
-        for name in names:
-            maps[name].append(THROUGHOUT[name](trace, at_image, at_layers, zero))
-    return {name: torch.stack(of_each, 1) for name, of_each in maps.items()}
+    maps = trace.pull_back(cotangents, lambda x, layers: [THROUGHOUT[name](trace, x, layers, zero) for name in names])
+    return {name: torch.stack(of_each, 1) for name, of_each in zip(names, zip(*maps))}
