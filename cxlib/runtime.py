@@ -346,10 +346,10 @@ def read_arrays(path: str | Path) -> Mapping[str, np.ndarray]:
 
 
 def read_cells(folder: str | Path, names: Iterable[str]) -> dict[str, Mapping[str, np.ndarray]]:
-    """The arrays ``<name>.npz`` of every cell of a grid; those of cells that are no longer asked for are removed.
+    """The arrays ``<name>.npz`` of every cell of a grid, by name.
 
     Raises:
-        ValueError: none is asked for, or one that is missing or damaged; nothing is removed then.
+        ValueError: none is asked for, or one that is missing or damaged.
     """
     names = list(names)
     if not names:
@@ -357,11 +357,7 @@ def read_cells(folder: str | Path, names: Iterable[str]) -> dict[str, Mapping[st
     for name in names:
         if not Path(folder, f"{name}.npz").is_file():
             raise ValueError(f"{folder} lacks {name}.npz: run the stage that writes it")
-    cells = {name: read_arrays(Path(folder, f"{name}.npz")) for name in names}
-    for file in Path(folder).glob("*.npz"):
-        if file.stem not in names:
-            file.unlink()
-    return cells
+    return {name: read_arrays(Path(folder, f"{name}.npz")) for name in names}
 
 
 def packaged(distribution: str) -> list[Path]:

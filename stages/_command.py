@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,18 @@ def launch(machine: runtime.Machine) -> None:
             if isinstance(error, SignalException):
                 sys.exit(128 + error.sigval)
             raise ValueError(f"a process failed {RESTARTS + 1} times, see above; what was done is kept") from error
+
+
+def gathered(folder: str, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """`runtime.read_cells`; then those cells of the folder that are not asked for are removed.
+
+    To DVC a folder is one dependency: what an earlier run left in it would make its stage stale.
+    """
+    cells = runtime.read_cells(folder, names)
+    for file in Path(folder).glob("*.npz"):
+        if file.stem not in cells:
+            file.unlink()
+    return cells
 
 
 def option(name: str, kind: Any = str, **more: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 import pandas as pd
-from _command import Stage, option, several
+from _command import Stage, gathered, option, several
 
 from cxlib import runtime
 from cxlib.review.report import page
@@ -30,7 +30,7 @@ def main(networks, figures, more, explored, pictures, results, settings, out):
 
     Every profile has the --figures, and some --more; what else lies in --pictures is removed.
     """
-    cells = runtime.read_cells(explored, networks)
+    cells = gathered(explored, networks)
     tables = {name: pd.read_csv(Path(results, f"{name}.csv")) for name in page.TABLES}
     files = {name: Path(pictures, f"{name}.webp") for name in (*figures, *more)}
     shown = {name: files[name].read_bytes() for name in dict.fromkeys((*page.FIGURES, *more))}

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
-from _command import COUNT, SHARE, Stage, option, several
+from _command import COUNT, SHARE, Stage, gathered, option, several
 
 from cxlib import runtime
 from cxlib.review.ledger import claims as judged
@@ -49,7 +49,7 @@ networks_, folder_, seed_ = several("--networks"), option("--folder"), option("-
 @command(networks_, folder_, option("--threshold", SHARE), option("--curves"))
 def networks(networks, folder, threshold, curves, table, metrics):
     """What training reached, and how many test images are ambiguous enough to explain."""
-    reports = runtime.read_cells(folder, networks)
+    reports = gathered(folder, networks)
     tested = tables.tested(reports, threshold)
     known = tested.dropna(subset="test_accuracy")
     headlines = {"accuracy": dict(zip(known["network"], known["test_accuracy"]))}
@@ -59,7 +59,7 @@ def networks(networks, folder, threshold, curves, table, metrics):
 @command(networks_, folder_, seed_, option("--published"), option("--zeros"), option("--doses"), option("--beside"))
 def perturbation(networks, folder, seed, published, zeros, doses, beside, table, metrics):
     """The table behind Figures 1 and 2, beside the published one; headlines are means over settings and networks."""
-    cells = runtime.read_cells(folder, networks)
+    cells = gathered(folder, networks)
     changes = tables.perturbation(cells)
     with_published = tables.perturbation_vs_published(changes, pd.read_csv(published))
     made = {table: changes, zeros: tables.zero_gradients(cells), beside: with_published}
@@ -73,7 +73,7 @@ def perturbation(networks, folder, seed, published, zeros, doses, beside, table,
 @command(networks_, folder_, option("--steps"))
 def saturation(networks, folder, steps, table, metrics):
     """Section 4.3: every image at every step, and by sureness; headlines are of the surest images."""
-    followed = tables.saturation(runtime.read_cells(folder, networks))
+    followed = tables.saturation(gathered(folder, networks))
     by_sureness = tables.dominance(followed)
     surest = by_sureness.iloc[-1]
     headlines = {name: surest[name] for name in ("y_t_gain_probability", "y_t_gain_weighted")}
@@ -89,7 +89,7 @@ def masking(networks, folder, seed, published, under_published, under_table, by_
 
     They are what weighted gains over original, in relative probability.
     """
-    cells = runtime.read_cells(folder, networks)
+    cells = gathered(folder, networks)
     above, below = (tables.masking(cells, side, np.random.default_rng(seed)) for side in (True, False))
     made = {
         table: tables.with_published(above, pd.read_csv(published)),
@@ -104,7 +104,7 @@ def masking(networks, folder, seed, published, under_published, under_table, by_
 @command(networks_, folder_, seed_, option("--p-2-table"))
 def localisation(networks, folder, seed, p_2_table, table, metrics):
     """Mass in the telling parts, and by p_2; headlines are original's and weighted's shares above the area's."""
-    cells = runtime.read_cells(folder, networks)
+    cells = gathered(folder, networks)
     localised = tables.localisation(cells, np.random.default_rng(seed))
     by_p_2 = tables.localisation_by_p_2(cells, np.random.default_rng(seed))
     gains = localised[(localised["quantity"] == "gain") & localised["contrast"].isin(["original", "weighted"])]
@@ -116,7 +116,7 @@ def repainted(folder, networks):
     """The cells of the networks whose birds were repainted; only painted ones can be: `none`."""
     if not folder or not Path(folder).is_dir():
         raise ValueError(f"there is no folder {folder}: run the stage that writes it")
-    return runtime.read_cells(folder, networks) if "none" not in networks else {}
+    return gathered(folder, networks) if "none" not in networks else {}
 
 
 @command(networks_, folder_, seed_, option("--effects"))
@@ -135,7 +135,7 @@ def intervention(networks, folder, seed, effects, table, metrics):
 @command(networks_, folder_, seed_, option("--repainted"))
 def leaderboard(networks, folder, seed, repainted, table, metrics):
     """Explainers by contrasts under every judge; the headline is what weighted adds, mean over explainers."""
-    cells = runtime.read_cells(folder, networks)
+    cells = gathered(folder, networks)
     made = board.leaderboard(cells, pd.read_csv(repainted), np.random.default_rng(seed))
     gained = made[(made["contrast"] == "weighted") & (made["measure"] == "insertion_deletion")]
     write({table: made}, metrics, {"gain": gained.groupby("measure")["margin"].mean().to_dict()})
@@ -144,7 +144,7 @@ def leaderboard(networks, folder, seed, repainted, table, metrics):
 @command(networks_, folder_, seed_, option("--blocks-table"))
 def transformers(networks, folder, seed, blocks_table, table, metrics):
     """Variants of Vision Transformers' maps by p_2 and by block; headlines are of ambiguous images."""
-    cells = runtime.read_cells(folder, networks)
+    cells = gathered(folder, networks)
     compared = tables.transformers(cells, np.random.default_rng(seed))
     blocks = tables.transformer_blocks(cells, np.random.default_rng(seed))
     shown = compared[compared["p_2"].str.startswith(">") & (compared["quantity"] == "between")]
@@ -167,9 +167,7 @@ def claims(norms, norms_of, seed, published_perturbation, published_table, table
     """
     asked = {kind: options[KIND_OF.get(kind, kind)] for kind in FOLDERS}
     read, printed = {"intervened": repainted}, pd.read_csv(published_table)
-    cells = {
-        kind: read.get(kind, runtime.read_cells)(options[f"{kind}_folder"], names) for kind, names in asked.items()
-    }
+    cells = {kind: read.get(kind, gathered)(options[f"{kind}_folder"], names) for kind, names in asked.items()}
     margins = [
         *statements.of_perturbation(cells["perturbed"], pd.read_csv(published_perturbation)),
         *statements.of_masking(cells["masked"], printed),

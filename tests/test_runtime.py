@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_params import ROOT, load_module
 
 from cxlib import runtime
 
 CORES = len(os.sched_getaffinity(0))
+gathered = load_module(ROOT / "stages" / "_command.py").gathered
 
 # --- the machine ------------------------------------------------------------------------------------------------
 
@@ -250,20 +252,23 @@ def test_success_replaces_what_was_there(tmp_path, write):
     assert (read / "inner" if read.is_dir() else read).read_text() == "new"
 
 
-def test_cells_no_longer_asked_for_are_removed(tmp_path):
+def test_a_stage_removes_cells_that_are_no_longer_asked_for_and_the_library_none(tmp_path):
     for name in ("resnet18", "alexnet", "resnet50.a1_in1k"):
         runtime.write_arrays(tmp_path / f"{name}.npz", a=np.array([len(name)]))
     (tmp_path / "notes.txt").touch()
-    cells = runtime.read_cells(tmp_path, ["resnet50.a1_in1k", "alexnet"])
-    assert list(cells) == ["resnet50.a1_in1k", "alexnet"]
-    assert cells["alexnet"]["a"] == 7
+    before = left_over(tmp_path)
+    for read in (runtime.read_cells, gathered):
+        assert left_over(tmp_path) == before
+        cells = read(tmp_path, ["resnet50.a1_in1k", "alexnet"])
+        assert list(cells) == ["resnet50.a1_in1k", "alexnet"]
+        assert cells["alexnet"]["a"] == 7
     assert left_over(tmp_path) == ["alexnet.npz", "notes.txt", "resnet50.a1_in1k.npz"]
 
 
 def test_an_empty_list_of_cells_removes_none(tmp_path):
     runtime.write_arrays(tmp_path / "resnet18.npz", a=np.array([1]))
     with pytest.raises(ValueError, match=f"nothing is asked of {tmp_path}: name at least one network"):
-        runtime.read_cells(tmp_path, [])
+        gathered(tmp_path, [])
     assert left_over(tmp_path) == ["resnet18.npz"]
 
 
@@ -284,7 +289,7 @@ def test_missing_or_damaged_cell_is_named_and_nothing_is_removed(tmp_path, damag
     alexnet.unlink() if content is None else alexnet.write_bytes(content)
     before = left_over(tmp_path)
     with pytest.raises(ValueError, match=r"alexnet\.npz"):
-        runtime.read_cells(tmp_path, ["resnet18", "alexnet"])
+        gathered(tmp_path, ["resnet18", "alexnet"])
     assert left_over(tmp_path) == before
 
 
