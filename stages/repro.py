@@ -47,8 +47,10 @@ def reproduce(stage: str) -> int:
 def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str]:
     """Reproduce stale stages, `jobs` at a time, and return those that failed.
 
-    Those begin first for which the longest chain of others waits. After a failure no other stage starts; those that run
-    go on to their end. A line tells of each that has ended.
+    One process takes those first for which the longest chain of others waits. The others take the shortest chains:
+    tables and pictures, which so are made while it computes, for DVC's own part of a stage, a second, is done by one
+    process at a time. After a failure no other stage starts; those that run go on to their end. A line tells of each
+    that has ended.
     """
     chain = dict.fromkeys(depends_on, 0)
     for stage in reversed(list(TopologicalSorter(depends_on).static_order())):
@@ -57,6 +59,7 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
     order.prepare()
     ready: list[str] = []
     running: dict[Future[int], str] = {}
+    leading: Future[int] | None = None
     failed: list[str] = []
     n_ended, began = 0, time.monotonic()
     # Forked, for DVC takes a second to be imported; what garbage it makes, a few MB a stage, is not worth the search.
@@ -69,8 +72,11 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
                     order.done(stage)
             ready.sort(key=lambda stage: -chain[stage])
             while ready and len(running) < jobs:
-                stage = ready.pop(0)
-                running[pool.submit(reproduce, stage)] = stage
+                leads = leading not in running
+                stage = ready.pop(0 if leads else -1)
+                future = pool.submit(reproduce, stage)
+                running[future] = stage
+                leading = future if leads else leading
             for ended in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 stage = running.pop(ended)
                 order.done(stage)
@@ -90,6 +96,8 @@ def main(jobs: int, targets: tuple[str, ...]) -> None:
     except DvcException as error:
         raise ValueError(str(error)) from error
     os.environ.setdefault("CXLIB_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+    # NumPy's own: what it multiplies is too small for more threads, which would change last digits and wait for cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Huge pages, which Linux has to be asked for: a tenth of the time of passes on a CPU. Read as a process starts.
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     with warm() if stale else nullcontext():
