@@ -69,6 +69,17 @@ def test_what_many_wait_for_begins_first(tmp_path):
     assert sorted(started(text)[2:]) == ["d", "idle", "z"]
 
 
+def test_one_process_follows_the_longest_chain_and_the_other_takes_the_shortest(tmp_path):
+    chain = """
+  {it}: {{cmd: sleep 2 && touch {it}, outs: [{it}]}}
+  {it}_table: {{cmd: touch {it}_table, deps: [{it}], outs: [{it}_table]}}"""
+    alone = "\n  alone: {cmd: touch alone, outs: [alone]}"
+    repository(tmp_path, "stages:" + chain.format(it="left") + chain.format(it="right") + alone)
+    code, text = told(REPRO, tmp_path)
+    assert code == 0, text
+    assert "alone" in started(text)[:2]
+
+
 def test_only_what_is_stale_runs_and_what_comes_of_it_unchanged_stops_there(repo):
     told(REPRO, repo)
     (repo / "given").write_text("2")
