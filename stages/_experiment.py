@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from _command import COUNT, POSITIVE, SHARE, flag, option, settings
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
-from cxlib import runs, runtime
+from cxlib import networks, runs, runtime
 from cxlib.datasets.images import load, preprocessing
 from cxlib.datasets.samples import Samples
 
@@ -43,6 +43,13 @@ def selection_options(command: Any) -> Any:
 def chosen_layer(name: str) -> str | None:
     """The layer that --layer names, as the library takes it: `auto` is the network's own."""
     return None if name == "auto" else name
+
+
+def explained(network: str, layer: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """The network of a file, made fast on the device, and the layer of it that --layer names."""
+    model, name = networks.load(network).to(device), chosen_layer(layer)
+    quick = networks.fast(model, networks.explanation_layer(model, name))
+    return quick, networks.explanation_layer(quick, name)
 
 
 @dataclass(frozen=True)

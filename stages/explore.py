@@ -4,9 +4,9 @@ import click
 import numpy as np
 import torch
 from _command import COUNT, POSITIVE, SHARE, SIZE, SharedStage, option, several
-from _experiment import chosen_layer, network_options, running
+from _experiment import explained, network_options, running
 
-from cxlib import networks, runtime
+from cxlib import runtime
 from cxlib.datasets.images import read
 from cxlib.metrics.baselines import Blur
 from cxlib.review import exploration, selection
@@ -35,8 +35,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     chosen = selection.most_ambiguous(leading, options["max_images"] or len(samples))
     blur = Blur(options["blur_kernel"], options["blur_sigma"]).at(image_size)
     with running([network, report], samples.take(chosen)) as run:
-        model = networks.load(network).to(run.device, memory_format=torch.channels_last)
-        tapped = networks.explanation_layer(model, chosen_layer(layer))
+        model, tapped = explained(network, layer, run.device)
 
         def compute(batch, x, _labels):
             of_batch = torch.from_numpy(leading.classes[list(batch)]).to(x.device)

@@ -4,9 +4,9 @@ import click
 import numpy as np
 import torch
 from _command import COUNT, SHARE, SharedStage, option, several
-from _experiment import chosen_layer, network_options, running
+from _experiment import explained, network_options, running
 
-from cxlib import networks, runtime
+from cxlib import runtime
 from cxlib.datasets.images import choose, decode, preprocessing, read
 from cxlib.explainers import gradient
 from cxlib.metrics import interventions
@@ -43,8 +43,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     prepare = preprocessing(image_size, crop)
 
     with running([network, report], samples.take(chosen), leading[chosen]) as run:
-        model = networks.load(network).to(run.device, memory_format=torch.channels_last)
-        tapped, quick = networks.explanation_layer(model, chosen_layer(layer)), networks.fast(model)
+        model, tapped = explained(network, layer, run.device)
 
         def compute(batch, x, _labels):
             places, pictures = [], []
@@ -61,7 +60,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
             dosed = ways[:, :, [0] * len(doses)].clone()
 
             def outcomes(images, which):
-                return interventions.outcomes(quick, images, pair[which], len(x)).cpu()
+                return interventions.outcomes(model, images, pair[which], len(x)).cpu()
 
             ways[b, part, way] = outcomes(after, b)
             for name in (repainting.RANDOM, repainting.AS_SIBLING):  # which differ where a colour happens to be alike

@@ -3,9 +3,8 @@
 import click
 import torch
 from _command import SIZE, SharedStage, option, several
-from _experiment import chosen_layer, network_options, running, selection_options
+from _experiment import explained, network_options, running, selection_options
 
-from cxlib import networks
 from cxlib.metrics import localisation
 from cxlib.review import differences, selection
 
@@ -31,8 +30,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
         raise ValueError(f"no test image of {data} shows a part in which its two most probable classes differ")
 
     with running([network, report], known.samples.take(chosen), known.regions[chosen]) as run:
-        model = networks.load(network).to(run.device, memory_format=torch.channels_last)
-        tapped = networks.explanation_layer(model, chosen_layer(layer))
+        model, tapped = explained(network, layer, run.device)
 
         def compute(batch, x, _labels):
             pair, region = (torch.from_numpy(values[batch]).to(run.device) for values in (known.leading, known.regions))

@@ -4,9 +4,9 @@ import click
 import numpy as np
 import torch
 from _command import COUNT, POSITIVE, SHARE, Stage, option, settings, several
-from _experiment import chosen_layer, network_options, write_maps
+from _experiment import explained, network_options, write_maps
 
-from cxlib import networks, runs, runtime
+from cxlib import runs, runtime
 from cxlib.datasets.images import choose, load, preprocessing, read
 from cxlib.explainers import explain
 from cxlib.review import selection
@@ -30,7 +30,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     """
     machine = settings()
     device = runtime.device(machine.device, machine.threads)
-    model = networks.load(network).to(device)
+    model, tapped = explained(network, layer, device)
     samples = read(data, "test")
     tested = runtime.read_arrays(report)
     leading = selection.leading(tested["probabilities"], n_classes)
@@ -42,7 +42,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
         targets = torch.from_numpy(leading.classes[chosen])
 
         def compute(_batch, loaded):
-            stacked = [explain(model, *loaded, name, list(contrasts), chosen_layer(layer)) for name in explainers]
+            stacked = [explain(model, *loaded, name, list(contrasts), tapped) for name in explainers]
             return {"maps": torch.stack(stacked).movedim(2, 0).cpu().numpy()}
 
         # (images, explainers, contrasts, classes, H, W)

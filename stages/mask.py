@@ -3,9 +3,9 @@
 import click
 import torch
 from _command import POSITIVE, SIZE, SharedStage, option, several
-from _experiment import chosen_layer, network_options, running, selection_options
+from _experiment import explained, network_options, running, selection_options
 
-from cxlib import networks, runtime
+from cxlib import runtime
 from cxlib.datasets.images import read
 from cxlib.explainers import cam, cautions
 from cxlib.metrics import masking
@@ -31,8 +31,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
     samples = read(data, "test")
     blur = masking.Blur(options["blur_kernel"], options["blur_sigma"]).at(image_size)
     with running([network, report], samples.take(chosen)) as run:
-        model = networks.load(network).to(run.device, memory_format=torch.channels_last)
-        tapped = networks.explanation_layer(model, chosen_layer(layer))
+        model, tapped = explained(network, layer, run.device)
 
         def compute(_batch, x, _labels):
             hidden = explainers, contrasts, baselines, rules, blur

@@ -3,9 +3,9 @@
 import click
 import torch
 from _command import COUNT, SharedStage, option, several
-from _experiment import chosen_layer, network_options, running
+from _experiment import explained, network_options, running
 
-from cxlib import networks, runtime
+from cxlib import runtime
 from cxlib.datasets.images import choose, read
 from cxlib.review import relations
 
@@ -22,8 +22,7 @@ def main(network, data, image_size, crop, layer, explainers, max_images, seed, o
     samples = read(data, "test")
     chosen = choose(range(len(samples)), max_images, seed)
     with running([network], samples.take(chosen), chosen) as run:
-        model = networks.load(network).to(run.device, memory_format=torch.channels_last)
-        tapped = networks.explanation_layer(model, chosen_layer(layer))
+        model, tapped = explained(network, layer, run.device)
 
         def compute(batch, x, _labels):
             # A generator of each image's own: whatever batch it is in, it draws the same classes.

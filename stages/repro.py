@@ -58,7 +58,7 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
     order = TopologicalSorter(depends_on)
     order.prepare()
     ready: list[str] = []
-    running: dict[Future[int], str] = {}
+    running: dict[Future[int], tuple[str, float]] = {}
     leading: Future[int] | None = None
     failed: list[str] = []
     n_ended, began = 0, time.monotonic()
@@ -75,15 +75,16 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
                 leads = leading not in running
                 stage = ready.pop(0 if leads else -1)
                 future = pool.submit(reproduce, stage)
-                running[future] = stage
+                running[future] = stage, time.monotonic()
                 leading = future if leads else leading
             for ended in wait(running, return_when=FIRST_COMPLETED).done if running else ():
-                stage = running.pop(ended)
+                stage, since = running.pop(ended)
                 order.done(stage)
                 failed += [stage] * bool(ended.result())
-                n_ended += 1
-                click.echo(f"{n_ended} of {len(stale)} stages, {time.monotonic() - began:.0f} s: {stage} has ended")
-    return failed + [stage for ended, stage in running.items() if ended.result()]
+                n_ended, now = n_ended + 1, time.monotonic()
+                told = f"{stage} has ended after {now - since:.0f} s"
+                click.echo(f"{n_ended} of {len(stale)} stages, {now - began:.0f} s: {told}")
+    return failed + [stage for ended, (stage, _since) in running.items() if ended.result()]
 
 
 @click.command(cls=Stage)

@@ -171,7 +171,7 @@ def claims(norms, norms_of, seed, published_perturbation, published_table, table
     margins = [
         *statements.of_perturbation(cells["perturbed"], pd.read_csv(published_perturbation)),
         *statements.of_masking(cells["masked"], printed),
-        *statements.of_controls(cells["controlled"]),
+        *statements.of_controls(cells["controlled"], cells["masked"], printed),
         *statements.of_localisation(cells["localised"]),
         *statements.of_interventions(cells["intervened"], printed),
         *statements.of_relations(cells["related"]),

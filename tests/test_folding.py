@@ -1,21 +1,27 @@
 """Folding batch norms changes no logit, no gradient, and no network but its copy."""
 
-import copy
-
 import pytest
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from cxlib import networks, taps
+from cxlib.explainers.together import explain_together
 from cxlib.metrics import masking
-from cxlib.networks import fast, folded
+from cxlib.networks import explanation_layer, fast
 from cxlib.networks.lean import ClippedInPlace, SamePadded
 from cxlib.review import perturbation, saturation
 from cxlib.review.gradient_norms import gradient_norms
 
 #: Networks, torchvision's and timm's (whose batch norms end in an activation), and how many norms stay.
-FOLDED = {"resnet18": 0, "googlenet": 0, "mobilenet_v3_small": 0, "vgg11_bn": 0, "densenet121": 62, "squeezenet1_0": 0}
+FOLDED = {
+    "resnet18": 0,
+    "googlenet": 0,
+    "mobilenet_v3_small": 0,
+    "vgg16_bn_narrow": 0,
+    "densenet121": 62,
+    "squeezenet1_0": 0,
+}
 FOLDED |= {"tf_efficientnet_lite0": 0, "tf_mobilenetv3_small_minimal_100": 0, "regnetx_002": 0, "dla34": 0}
 
 
@@ -32,31 +38,56 @@ def norms(network):
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
+def built(name):
+    """A network with statistics of its own in float64, and images for it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return with_statistics(networks.build(name)), torch.rand(2, 3, 64, 64, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("name", FOLDED)
 def test_logits_and_input_gradients_are_those_of_the_network(name):
     """DenseNet keeps the norms that no convolution alone feeds."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = with_statistics(networks.build(name))
-        images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    network, images = built(name)
     expected = taps.record(network, images)
     cotangent = torch.zeros_like(expected.logits)
     cotangent[:, 3] = 1
     gradient = expected.pull_back(cotangent)
-    for quick in (folded(network), fast(network)):
-        assert len(norms(quick)) == FOLDED[name]
-        recorded = taps.record(quick, images)
-        torch.testing.assert_close(recorded.logits, expected.logits, rtol=1e-9, atol=1e-12)
-        tolerance = {"rtol": 1e-6, "atol": 1e-9 * float(gradient.abs().max())}
-        torch.testing.assert_close(recorded.pull_back(cotangent), gradient, **tolerance)
+    quick = fast(network)
+    assert len(norms(quick)) == FOLDED[name]
+    recorded = taps.record(quick, images)
+    torch.testing.assert_close(recorded.logits, expected.logits, rtol=1e-9, atol=1e-12)
+    tolerance = {"rtol": 1e-6, "atol": 1e-9 * float(gradient.abs().max())}
+    torch.testing.assert_close(recorded.pull_back(cotangent), gradient, **tolerance)
 
 
-def test_the_network_itself_is_left_alone(pooled, images):
-    before = copy.deepcopy(pooled.state_dict())
-    quick = folded(pooled)
-    assert len(norms(pooled)) == 2
-    assert quick.head is pooled.head
-    assert all(torch.equal(value, before[key]) for key, value in pooled.state_dict().items())
+@pytest.mark.parametrize(
+    ("name", "layer"), [(name, None) for name in FOLDED] + [("tf_efficientnet_lite0", "blocks.5.0.bn1")]
+)
+def test_explanations_of_the_fast_form_are_those_of_the_network(name, layer):
+    """Also of a convolution before its batch norm, as VGG's: its output stays what it is. And biases are folded too."""
+    network, images = built(name)
+    tapped = explanation_layer(network, layer)
+    quick = fast(network, tapped)
+    asked = ["gradcam", "xgradcam", "layercam", "input_x_gradient", "fullgrad", "lrp"], ["original", "weighted"]
+    expected = explain_together(network, images, 2, *asked, tapped)
+    found = explain_together(quick, images, 2, *asked, explanation_layer(quick, layer))
+    for ours, theirs in zip(found.maps, expected.maps, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("layer", ["features.40", "features"])
+def test_a_layer_that_is_explained_is_not_folded_across_its_end(layer):
+    """VGG's last convolution, and its features, which here end in it, are followed by a batch norm outside of them."""
+    network, images = built("vgg16_bn_narrow")
+    inner = network.inner
+    inner.features, inner.avgpool = inner.features[:41], nn.Sequential(inner.features[41:], inner.avgpool)
+    expected = taps.record(network, images, explanation_layer(network, layer)).activation
+    quick = fast(network, explanation_layer(network, layer))
+    assert len(norms(quick)) == 1
+    activation = taps.record(quick, images, explanation_layer(quick, layer)).activation
+    torch.testing.assert_close(activation, expected, rtol=1e-9, atol=1e-12)
+    assert not norms(fast(network))
 
 
 @pytest.mark.parametrize("size", [(9, 9), (8, 8), (13, 6), (5, 12), (2, 3)])
@@ -117,10 +148,36 @@ class Untraceable(Twice):
         return super().forward(images) if float(images.sum()) > -1 else images
 
 
-@pytest.mark.parametrize("kind", [Twice, Untraceable])
+class TwoNames(nn.Module):
+    """The forward pass goes by the second name of either layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.named, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.first, self.second = nn.Sequential(self.named, nn.BatchNorm2d(4)), nn.Sequential(self.norm)
+
+    def forward(self, images):
+        return self.second(self.first[0](images)).mean((-2, -1))
+
+
+class LookedAt(nn.Module):
+    """Its code needs what an identity does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, images):
+        x = self.layers(images).mean((-2, -1))
+        return x * self.layers[1].weight + self.layers[3].running_mean
+
+
+@pytest.mark.parametrize("kind", [Twice, Untraceable, TwoNames, LookedAt])
 def test_what_cannot_be_folded_is_kept(kind, images):
-    network = with_statistics(kind().eval())
-    quick = folded(network)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = with_statistics(kind().eval())
+    quick = fast(network)
     assert len(norms(quick)) == 2
     torch.testing.assert_close(quick(images), network(images), rtol=0, atol=1e-12)
 

@@ -350,7 +350,8 @@ def test_paper_profile_has_the_published_networks_and_methods():
     cams = {"gradcam", "linear_approximation", "xgradcam"}
     assert set(mask["explainers"]) == {*cams, "fullgrad"}
     assert set(mask["baselines"]) == {"gaussian_blur", "zeros", "channel_mean"}
-    assert mask["rules"] == ["published", "equal_kept", "unequal"]
+    assert mask["rules"] == ["published", "equal_kept"]
+    assert paper["control"]["options"]["rules"] == ["unequal", "shifted", "area_10", "area_30", "area_50"]
     assert mask["contrasts"][:2] == ["original", "weighted"]
     assert set(localise["explainers"]) == {*mask["explainers"], "gradient"}
     assert set(localise["contrasts"]) >= {"original", "mean", "max", "weighted"}
@@ -756,7 +757,7 @@ def stale(tiny, tmp_path_factory):
         ("gradient_norms.network=googlenet", FIGURE_6),
         ("mask.options.explainers=[gradcam]", MASKED),
         ("mask.options.threshold=0.2", {"networks", *MASKED, *LOCALISED, *ASKED, *MAPPED, *COMPARED}),
-        ("control.options.rules=[equal_kept,shifted]", CONTROLLED),
+        ("control.options.rules=[unequal,shifted]", CONTROLLED),
         ("localise.options.disc_radius=0.2", {*LOCALISED, *ASKED, *COMPARED}),
         ("localise.options.max_images=5", LOCALISED),
         ("intervene.options.doses=[0.2]", INTERVENED),

@@ -557,6 +557,7 @@ def test_training_has_a_row_for_each_epoch_of_what_was_trained():
 
 WITH_PROBABILITY = (*PRINTED, "probability")
 ALL_RULES = (*RULES, "unequal")
+CONTROLS = ("unequal", "shifted", "area_10", "area_50")
 
 
 def perturbed(cells):
@@ -565,6 +566,10 @@ def perturbed(cells):
 
 def masked(cells):
     return list(statements.of_masking(cells, published("table1")))
+
+
+def controlled(cells, beside):
+    return list(statements.of_controls(cells, beside, published("table1")))
 
 
 def of_statement(margins, statement):
@@ -604,7 +609,8 @@ def everything():
         *perturbed(
             {name: perturbation_cell(s, 40, WITH_PROBABILITY, 0.05) for s, name in enumerate(("resnet18", "b"))}
         ),
-        *masked({"mine": masking_cell(shift=0.05, rules=ALL_RULES)}),
+        *masked({"mine": masking_cell(shift=0.05)}),
+        *controlled({"mine": masking_cell(1, shift=0.05, rules=CONTROLS)}, {"mine": masking_cell(shift=0.05)}),
         *statements.of_localisation({"mine": localisation_cell(contrasts=(*PRINTED, "normalised"), n_below=30)}),
         *statements.of_interventions({"mine": intervention_cell(shift=0.02)}, published("table1")),
         *statements.of_relations({"mine": relations_cell()}),
@@ -891,26 +897,21 @@ def test_margins_of_masking_are_means_by_hand():
     cell = masking_cell(shift=0.02, rules=ALL_RULES)
     cell["masked"] += np.random.default_rng(5).normal(0, 0.05, cell["masked"].shape)
     margins = masked({"mine": cell})
-    claim_2, claim_3, equal, alike = (
+    claim_2, claim_3, alike = (
         {name: value(margin) for (_, name), margin in of_statement(margins, statement).items()}
-        for statement in ("claim_2", "claim_3", "3.2_equal", "3.2_baselines")
+        for statement in ("claim_2", "claim_3", "3.2_baselines")
     )
     assert claim_2["t2_published"] == pytest.approx(gained(cell, targets=(1,), rules=(0,)))
     assert claim_2["t1_equal_kept"] == pytest.approx(gained(cell, targets=(0,), rules=(1,)))
     assert claim_3["xgradcam"] == pytest.approx(gained(cell, explainers=(2,)))  # without the unequal rule
-    assert equal == {
-        f"unequal_minus_{rule}": pytest.approx(gained(cell, rules=(2,)) - gained(cell, rules=(r,)))
-        for r, rule in enumerate(RULES)
-    }
     assert alike == {
         f"{BASELINES[a]}_minus_{BASELINES[b]}": pytest.approx(
             gained(cell, baselines=(a,)) - gained(cell, baselines=(b,))
         )
         for a, b in ((0, 1), (0, 2), (1, 2))
     }
-    for statement in ("3.2_equal", "3.2_baselines"):
-        for margin in of_statement(margins, statement).values():
-            assert (margin.kind, margin.bound) == ("equivalence", statements.SMALL_PROBABILITY)
+    for margin in of_statement(margins, "3.2_baselines").values():
+        assert (margin.kind, margin.bound) == ("equivalence", statements.SMALL_PROBABILITY)
 
 
 def test_direction_and_xgradcam_are_means_by_hand():
@@ -939,14 +940,12 @@ def test_direction_and_xgradcam_are_means_by_hand():
     }
 
 
-def test_the_rule_before_the_reviews_counts_for_its_own_statement_only():
+def test_the_rule_before_the_reviews_is_none_of_equal_area():
     cell = masking_cell(rules=ALL_RULES)
     strange = cell | {"masked": cell["masked"].copy()}
     strange["masked"][..., 2] = np.random.default_rng(1).random(strange["masked"].shape[:-1])
-    a, b = masked({"mine": cell}), masked({"mine": strange})
-    changed = {x.statement for x, y in zip(a, b, strict=True) if not np.allclose(x.values, y.values)}
-    assert changed == {"3.2_equal"}
-    assert of_statement(masked({"mine": masking_cell()}), "3.2_equal") == {}  # the rule was not asked for
+    for one, other in zip(masked({"mine": cell}), masked({"mine": strange}), strict=True):
+        np.testing.assert_allclose(one.values, other.values, rtol=0, atol=1e-12)
 
 
 def test_published_margins_of_masking_are_the_printed_table():
@@ -1016,16 +1015,43 @@ def localised(cell, images, contrast, reference):
     )
 
 
-def test_controls_are_means_by_hand():
-    rules = ("equal_kept", "shifted", "area_10", "area_50")
-    cell = masking_cell(rules=rules)
-    found = of_statement(
-        statements.of_controls({"mine": cell, "none": masking_cell(n_above=0, rules=rules)}), "claim_2"
-    )
-    expected = {"gain_above_shifted_masks": gained(cell, rules=(0,)) - gained(cell, rules=(1,))}
-    expected |= {f"gain_at_{rule}_percent": gained(cell, rules=(r,)) for r, rule in ((2, "area_10"), (3, "area_50"))}
-    assert {name: value(margin) for (_, name), margin in found.items()} == pytest.approx(expected)
-    assert {network for network, _ in found} == {"mine"}
+def test_controls_are_held_against_masks_of_equal_area_by_hand():
+    cell, beside = masking_cell(1, rules=CONTROLS), masking_cell(2, shift=0.02)
+    cells = {"mine": cell, "none": masking_cell(n_above=0, rules=CONTROLS)}
+    margins = controlled(cells, {"mine": beside})
+    found = {name: value(margin) for (_, name), margin in of_statement(margins, "claim_2").items()}
+    above = gained(beside, rules=(1,)) - gained(cell, rules=(1,))
+    areas = {f"gain_at_{CONTROLS[r]}_percent": gained(cell, rules=(r,)) for r in (2, 3)}
+    assert found == pytest.approx({"gain_above_shifted_masks": above} | areas)
+    equal = of_statement(margins, "3.2_equal")
+    assert {name: value(margin) for (_, name), margin in equal.items()} == {
+        f"unequal_minus_{rule}": pytest.approx(gained(cell, rules=(0,)) - gained(beside, rules=(r,)))
+        for r, rule in enumerate(RULES)
+    }
+    for margin in equal.values():
+        assert (margin.kind, margin.bound) == ("equivalence", statements.SMALL_PROBABILITY)
+    assert {margin.network for margin in margins} == {"mine"}
+
+
+def only(cell, baselines, explainers, first):
+    """A cell of some baselines and explainers, and of the images from a first one on."""
+    cell = cell | {name: cell[name][first:] for name in ("images", "above", "masked", "unmasked", "p_2")}
+    cell["masked"] = cell["masked"][:, explainers][:, :, :, baselines]
+    axes = {"baselines": baselines, "explainers": explainers}
+    return cell | {axis: cell[axis][places] for axis, places in axes.items()}
+
+
+def test_controls_are_held_against_masks_of_the_same_images_explainers_and_baselines():
+    cell, beside = masking_cell(1, rules=CONTROLS), masking_cell(2, shift=0.02)
+    blurred, few = only(cell, [2], [2, 0], 0), only(beside, [1, 2], [0, 1], 5)
+    expected = controlled({"mine": only(cell, [2], [0], 5)}, {"mine": only(beside, [2], [0], 5)})
+    found = controlled({"mine": blurred}, {"mine": few})
+    assert [(margin.name, margin.images) for margin in found] == [(margin.name, margin.images) for margin in expected]
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one.values, other.values, rtol=0, atol=1e-12)
+    for lacking in ({}, {"another": beside}, {"mine": only(beside, [0, 1], [0, 1], 0)}):
+        with pytest.raises(ValueError, match="no masks of equal area of mine"):
+            controlled({"mine": blurred}, lacking)
 
 
 def test_with_and_without_batch_norm_are_compared_on_images_that_are_ambiguous_for_both():

@@ -67,6 +67,8 @@ def record(network: nn.Module, images: Tensor) -> taps.Trace:
         elif isinstance(module, _BatchNorm) and module.running_mean is not None:
             # timm's BatchNormAct2d ends in an activation, before which it runs an identity named `drop`.
             layers[getattr(module, "drop", module)] = partial(_of_batch_norm, module)
+        elif isinstance(module, nn.ReLU6):
+            layers[module] = _of_relu6
         elif is_activation(module):
             layers[module] = _implicit
         elif type(module).__name__ in _GATES:
@@ -149,6 +151,12 @@ def _implicit(activation: Any, x: Tensor, y: Tensor) -> _Bias:
         leaf = x.detach().clone().requires_grad_()
         (slope,) = torch.autograd.grad(activation.forward(leaf).sum(), leaf)
     return y.detach() - x.detach() * slope, None
+
+
+def _of_relu6(_activation: Any, _x: Tensor, y: Tensor) -> _Bias:
+    """The implicit bias, without a pass for the slope: the output where it is 6, else 0."""
+    below = 6 * (1 - torch.finfo(y.dtype).eps / 2)  # rounded to y's precision the greatest number that is not clipped
+    return F.threshold(y.detach(), below, 0.0), None
 
 
 def _of_gate(_gate: nn.Module, _x: Tensor, y: Tensor) -> _Bias:

@@ -29,7 +29,7 @@ from torch.nn.modules.conv import _ConvNd
 from cxlib import runtime, taps
 from cxlib.explainers.fullgrad import Cotangents, is_activation, scale_and_shift, spread
 
-_LINEAR = ("Conv1d", "Conv2d", "Conv3d", "Conv2dSame", "Linear")
+_LINEAR = ("Conv1d", "Conv2d", "Conv3d", "Conv2dSame", "SamePadded", "Linear")
 _GATES = ("Sigmoid", "Hardsigmoid", "HardSigmoid")
 
 

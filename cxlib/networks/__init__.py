@@ -13,7 +13,7 @@ from cxlib.networks.build import (
     save,
     transform,
 )
-from cxlib.networks.folding import fast, folded
+from cxlib.networks.folding import fast
 from cxlib.networks.layers import channels_last, explanation_layer, nested, row_by_row
 from cxlib.networks.weights import published
 
@@ -27,7 +27,6 @@ __all__ = [
     "channels_last",
     "explanation_layer",
     "fast",
-    "folded",
     "freeze",
     "load",
     "nested",

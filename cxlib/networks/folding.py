@@ -1,8 +1,9 @@
-"""Batch norm folded into the convolution before it: the same function, up to rounding, in fewer passes over memory."""
+"""Networks made fast: batch norms in the convolutions before them, and layers of `lean` in place of those that copy."""
 
 import copy
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -11,41 +12,72 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from cxlib.networks.lean import ClippedInPlace, SamePadded
 
 
-def folded(network: nn.Module) -> nn.Module:
-    """A network in eval mode without the batch norms that a convolution alone feeds.
+def fast(network: nn.Module, layer: nn.Module | None = None) -> nn.Module:
+    """The same function for evaluation and explanations, up to rounding.
 
-    For evaluation and input gradients only: layers change their names and meaning, so that explanations of a layer
-    need the network itself, which is left alone. All other modules are shared with it. What `torch.fx` cannot trace
-    stays as it is, part by part; so does a network with hooks, which a trace would lose.
+    A batch norm that a convolution alone feeds is folded into it and gives way to what is left of it: timm's
+    activation, or an identity. Layers of `lean` replace those that copy, weights are frozen and channels last in
+    memory. Modules keep their names; but new parameters, as for randomisation, are for the network itself.
+
+    The network itself is left alone. What this returned before is returned as it is, so that it is done once. A network
+    with hooks is not folded, for they would see other outputs; nor what `torch.fx` cannot trace, part by part.
+
+    Args:
+        network: in any mode.
+        layer: a module of the network whose output has to stay what it is. By default, and at a convolution that a
+            batch norm follows, it is the norm's.
     """
+    if getattr(network, "is_fast", False):
+        return network
+    network = getattr(network, "_orig_mod", network)  # a compiled network has no copy
+    kept = next((name for name, module in network.named_modules() if module is layer), None)
+    quick = copy.deepcopy(network).eval()
+    if not any(module._forward_hooks or module._forward_pre_hooks for module in quick.modules()):
+        _fold(quick, None if kept is None else quick.get_submodule(kept))
+    for module in quick.modules():
+        # On a CPU alone, where it was measured.
+        if _is(module, "Conv2dSame") and module.dilation == (1, 1) and module.weight.device.type == "cpu":
+            module.__class__ = SamePadded
+        elif _is(module, "ReLU6") and module.inplace:
+            module.__class__ = ClippedInPlace
+    quick.requires_grad_(False).to(memory_format=torch.channels_last).is_fast = True  # type: ignore[call-overload]
+    return quick
+
+
+def _fold(network: nn.Module, kept: nn.Module | None) -> None:
+    """Fold batch norms of a network in eval mode where they stand, but for what would change the output of `kept`."""
+    inside = set(kept.modules()) if kept else set()
+    names = Counter(module for _, module in network.named_modules(remove_duplicate=False))
+    for feeding, following in list(_pairs(network)):
+        convolution, norm = (cast(Any, network.get_submodule(name)) for name in (feeding, following))
+        if names[convolution] > 1 or names[norm] > 1 or (convolution in inside and norm not in inside):
+            continue
+        network.set_submodule(feeding, fuse_conv_bn_eval(convolution, norm))
+        network.set_submodule(following, getattr(norm, "act", nn.Identity().eval()))
+
+
+def _pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """The names of convolutions whose output a batch norm alone takes, and of these norms; each of them runs once."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        return network
-    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
-        return network
+        return
     try:
-        traced = fx.GraphModule(network, _Tracer().trace(network))
+        nodes = _Tracer().trace(network).nodes
     except Exception:  # tracing raises whatever the network's own code raises on a proxy
-        parts = copy.copy(network)
-        parts._modules = {name: child and folded(child) for name, child in network._modules.items()}
-        return parts
-    modules: dict[Any, Any] = dict(traced.named_modules())
-    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for node in traced.graph.nodes:
-        norm: Any = modules[node.target] if calls[node.target] == 1 else None
+        for name, child in network.named_children():
+            yield from ((f"{name}.{feeding}", f"{name}.{following}") for feeding, following in _pairs(child))
+        return
+    modules: dict[Any, Any] = dict(network.named_modules())
+    runs = Counter(node.target for node in nodes if node.op == "call_module")
+    once = {node: modules[node.target] for node in nodes if node.op == "call_module" and runs[node.target] == 1}
+    # A module whose weights the network's own code looks at has to stay.
+    looked_at = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    for node, norm in once.items():
         if not _is(norm, "BatchNorm2d", "BatchNormAct2d") or norm.running_var is None:
             continue
         feeding = node.args[0]
-        convolution: Any = modules[feeding.target] if calls[feeding.target] == 1 else None
-        if _is(convolution, "Conv2d", "Conv2dSame") and len(feeding.users) == 1:
-            traced.set_submodule(feeding.target, fuse_conv_bn_eval(convolution, norm))
-            if hasattr(norm, "act"):  # timm's activation, in the batch norm's place
-                traced.set_submodule(node.target, norm.act)
-                continue
-            node.replace_all_uses_with(feeding)
-            traced.graph.erase_node(node)
-    traced.recompile()
-    traced.delete_all_unused_submodules()
-    return traced
+        alone = _is(once.get(feeding), "Conv2d", "Conv2dSame") and len(feeding.users) == 1
+        if alone and looked_at.isdisjoint((node.target, feeding.target)):
+            yield feeding.target, node.target
 
 
 class _Tracer(fx.Tracer):
@@ -58,23 +90,3 @@ class _Tracer(fx.Tracer):
 def _is(module: Any, *names: str) -> bool:
     """Whether a module is one of these of torch or timm, not a subclass that may compute something else."""
     return type(module).__name__ in names and type(module).__module__.startswith(("torch.nn.", "timm.layers."))
-
-
-def fast(network: nn.Module) -> nn.Module:
-    """The same function for evaluation and input gradients, up to rounding.
-
-    Batch norms folded, layers of `lean` in place of those that copy, weights frozen and channels last in memory.
-
-    The network itself is left alone. What this returned before is returned as it is, so that it is done once.
-    """
-    if getattr(network, "is_fast", False):
-        return network
-    quick = folded(copy.deepcopy(getattr(network, "_orig_mod", network)).eval())  # a compiled network has no copy
-    for module in quick.modules():
-        # On a CPU alone, where it was measured.
-        if _is(module, "Conv2dSame") and module.dilation == (1, 1) and module.weight.device.type == "cpu":
-            module.__class__ = SamePadded
-        elif _is(module, "ReLU6") and module.inplace:
-            module.__class__ = ClippedInPlace
-    quick.requires_grad_(False).to(memory_format=torch.channels_last).is_fast = True  # type: ignore[call-overload]
-    return quick

@@ -24,10 +24,12 @@ class SamePadded(nn.Conv2d):
 
 
 class ClippedInPlace(nn.ReLU6):
-    """ReLU6 in place, which keeps its output for the backward pass. PyTorch's keeps a copy of its input."""
+    """ReLU6 that in place keeps its output for the backward pass. PyTorch's keeps a copy of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape; x is overwritten."""
+        """Any shape; x is overwritten, unless the module is no longer told to work in place."""
+        if not self.inplace:
+            return super().forward(x)
         clipped: Tensor = _ClippedInPlace.apply(x)  # type: ignore[no-untyped-call]
         return clipped
 

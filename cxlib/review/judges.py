@@ -70,9 +70,10 @@ def judge(
         return torch.stack([resized(own, images.shape[-2:]) for own in maps]).movedim(1, 2)  # (E, C, B, T, H, W)
 
     t1, t2 = leading.unbind(1)
-    maps = explained(network, leading)
+    quick = networks.fast(network, networks.explanation_layer(network, layer))
+    maps = explained(quick, leading)
     first, second = maps.unbind(3)
-    half, quick, areas = [side // 2 for side in images.shape[-2:]], networks.fast(network), []
+    half, areas = [side // 2 for side in images.shape[-2:]], []
     for own in first:  # the curves of one explainer at a time, to bound the memory
         ordered = torch.cat([own, own.roll(half, (-2, -1))])
         followed = curves.insertion_deletion(quick, images, ordered, t1, t2, steps=steps, chunk=len(images))

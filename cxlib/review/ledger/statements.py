@@ -188,28 +188,56 @@ def _of_masks(network: str, cell: Arrays, published: pd.DataFrame) -> Iterator[M
             for name, values in (("negative_features", ahead[:, :, :, features.index("negative")].mean((1, 2, 3))),
                                  ("t2", ahead[:, targets.index("t2")].mean((1, 2, 3)))):  # fmt: skip
                 yield Margin("3.2_xgradcam", network, f"{name}_xgradcam_minus_gradcam", values[None])
-        for rule in [rule for rule in ("published", "equal_kept") if rule in rules and "unequal" in rules]:
-            values = (by_rule["unequal"] - by_rule[rule])[:, table].mean((1, 2, 3, 4))
-            yield Margin("3.2_equal", network, f"unequal_minus_{rule}", values[None], EQUIVALENCE,
-                         bound=SMALL_PROBABILITY)  # fmt: skip
 
 
-def of_controls(cells: Mapping[str, Arrays]) -> Iterator[Margin]:
-    """Claim 2 beside masks of the same area in another place, and at fixed areas: means over all but the rules.
+def of_controls(cells: Mapping[str, Arrays], masked: Mapping[str, Arrays], published: pd.DataFrame) -> Iterator[Margin]:
+    """Claim 2 beside masks that lie elsewhere and at fixed areas; and section 3.2.2 where each map keeps its own area.
+
+    The masks of equal area that these are held against are of the images, explainers and baselines that both have.
 
     Args:
-        cells: for each network the arrays of the masking stage under the rules `equal_kept`, `shifted` and `area_…`.
+        cells: for each network the arrays of the masking stage under the rules `unequal`, `shifted` and `area_…`.
+        masked: of these networks at least, those under the rules of equal area.
+        published: the printed Table 1.
+
+    Raises:
+        ValueError: there are no such masks of a network.
     """
     for network, cell in cells.items():
-        above, rules = cell["above"], list(map(str, cell["rules"]))
-        if not above.any():
+        if not cell["above"].any():
             continue
-        gained = tables.margins(cell)[above][..., list(cell["contrasts"]).index("weighted"), :].mean((1, 2, 3, 4))
-        by_rule, pictures = dict(zip(rules, gained.T)), _pictures(cell, above)
-        margins = {"gain_above_shifted_masks": by_rule["equal_kept"] - by_rule["shifted"]}
-        margins |= {f"gain_at_{rule}_percent": by_rule[rule] for rule in rules if rule.startswith("area_")}
-        for name, values in margins.items():
-            yield Margin("claim_2", network, name, values[None], images=pictures)
+        own = {
+            "images": cell["images"][cell["above"]],
+            "explainers": cell["explainers"],
+            "baselines": cell["baselines"],
+        }
+        both = [[one for one in own[axis] if network in masked and one in masked[network][axis]] for axis in own]
+        if not all(both):
+            raise ValueError(f"no masks of equal area of {network} are of what its controls are of: mask it likewise")
+        pictures = [(cell["data"].item(), int(image)) for image in both[0]]
+        controls, equal = (_gained(of_one, *both) for of_one in (cell, masked[network]))  # (images, explainers) each
+        gain = Margin("claim_2", network, "", np.empty(0), images=pictures)
+        if "shifted" in controls and "equal_kept" in equal:
+            above = (equal["equal_kept"] - controls["shifted"]).mean(1)
+            yield gain._replace(name="gain_above_shifted_masks", values=above[None])
+        for rule in [rule for rule in controls if rule.startswith("area_")]:
+            yield gain._replace(name=f"gain_at_{rule}_percent", values=controls[rule].mean(1)[None])
+        table = _of_table_1(list(map(str, both[1])), published)
+        for rule in [rule for rule in ("published", "equal_kept") if rule in equal and "unequal" in controls]:
+            values = (controls["unequal"] - equal[rule])[:, table].mean(1)
+            yield Margin("3.2_equal", network, f"unequal_minus_{rule}", values[None], EQUIVALENCE,
+                         bound=SMALL_PROBABILITY, images=pictures)  # fmt: skip
+
+
+def _gained(
+    cell: Arrays, images: Sequence[int], explainers: Sequence[str], baselines: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """What weighted gains over original under each rule, on these images by these explainers: (images, explainers)."""
+    gained = tables.margins(cell)[..., list(cell["contrasts"]).index("weighted"), :]
+    for axis, (name, chosen) in enumerate((("images", images), ("explainers", explainers))):
+        gained = gained.take([list(cell[name]).index(one) for one in chosen], axis)
+    gained = gained.take([list(cell["baselines"]).index(one) for one in baselines], 3)
+    return dict(zip(map(str, cell["rules"]), np.moveaxis(gained.mean((2, 3, 4)), -1, 0)))
 
 
 def of_batch_norm(with_norm: Arrays, without: Arrays, network: str) -> Iterator[Margin]:
