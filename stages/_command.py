@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -148,15 +148,20 @@ def launch(machine: runtime.Machine) -> None:
 
 
 def gathered(folder: str, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """`runtime.read_cells`; then those cells of the folder that are not asked for are removed.
+    """`runtime.read_cells`; then those cells of the folder that are not asked for are removed."""
+    cells = runtime.read_cells(folder, names)
+    keep_only(cells, folder, ".npz")
+    return cells
+
+
+def keep_only(names: Collection[str], folder: str, suffix: str) -> None:
+    """Remove a folder's other files of the suffix.
 
     To DVC a folder is one dependency: what an earlier run left in it would make its stage stale.
     """
-    cells = runtime.read_cells(folder, names)
-    for file in Path(folder).glob("*.npz"):
-        if file.stem not in cells:
+    for file in Path(folder).glob(f"*{suffix}"):
+        if file.stem not in names:
             file.unlink()
-    return cells
 
 
 def option(name: str, kind: Any = str, **more: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 import pandas as pd
-from _command import Stage, gathered, option, several
+from _command import Stage, gathered, keep_only, option, several
 
 from cxlib import runtime
 from cxlib.review.report import page
@@ -32,10 +32,8 @@ def main(networks, figures, more, explored, pictures, results, settings, out):
     """
     cells = gathered(explored, networks)
     tables = {name: pd.read_csv(Path(results, f"{name}.csv")) for name in page.TABLES}
-    files = {name: Path(pictures, f"{name}.webp") for name in (*figures, *more)}
-    shown = {name: files[name].read_bytes() for name in dict.fromkeys((*page.FIGURES, *more))}
-    for file in set(Path(pictures).glob("*.webp")) - set(files.values()):
-        file.unlink()
+    shown = {name: Path(pictures, f"{name}.webp").read_bytes() for name in dict.fromkeys((*page.FIGURES, *more))}
+    keep_only((*figures, *more), pictures, ".webp")
     ledger_hash = hashlib.sha256(Path(results, "claims.csv").read_bytes()).hexdigest()
     versions = {"Python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
     parameters = "\n".join(runtime.read_lines(settings))
