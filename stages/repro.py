@@ -25,7 +25,7 @@ from dvc.repo.reproduce import collect_stages
 
 
 def planned(targets: Sequence[str]) -> tuple[dict[str, set[str]], set[str]]:
-    """What each stage that the targets need depends on, by name; and the stages that may have to run.
+    """What each stage that the targets need depends on, by name, in dvc.yaml's order; and those that may have to run.
 
     These are those whose record differs from what there is, and all that depend on them.
     """
@@ -36,7 +36,7 @@ def planned(targets: Sequence[str]) -> tuple[dict[str, set[str]], set[str]]:
         needed = graph.subgraph(wanted.union(*(nx.descendants(graph, stage) for stage in wanted)))
         stale = needed.nodes & repo.status()
     stale = stale.union(*(nx.ancestors(needed, stage) for stage in stale))
-    return {stage: set(needed.successors(stage)) for stage in needed}, stale
+    return {stage: set(needed.successors(stage)) for stage in name.values() if stage in needed}, stale
 
 
 def reproduce(stage: str) -> int:
@@ -49,12 +49,13 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
 
     One process takes those first for which the longest chain of others waits. The others take the shortest chains:
     tables and pictures, which so are made while it computes, for DVC's own part of a stage, a second, is done by one
-    process at a time. After a failure no other stage starts; those that run go on to their end. A line tells of each
+    process at a time. Of equals dvc.yaml's first is taken. After a failure no other stage starts; those that run go on to their end. A line tells of each
     that has ended.
     """
     chain = dict.fromkeys(depends_on, 0)
     for stage in reversed(list(TopologicalSorter(depends_on).static_order())):
         chain.update({needed: max(chain[needed], chain[stage] + 1) for needed in depends_on[stage]})
+    places = {stage: place for place, stage in enumerate(depends_on)}
     order = TopologicalSorter(depends_on)
     order.prepare()
     ready: list[str] = []
@@ -70,10 +71,10 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
                     ready.append(stage)
                 else:
                     order.done(stage)
-            ready.sort(key=lambda stage: -chain[stage])
             while ready and len(running) < jobs:
                 leads = leading not in running
-                stage = ready.pop(0 if leads else -1)
+                stage = min(ready, key=lambda stage: (-chain[stage] if leads else chain[stage], places[stage]))
+                ready.remove(stage)
                 future = pool.submit(reproduce, stage)
                 running[future] = stage, time.monotonic()
                 leading = future if leads else leading
