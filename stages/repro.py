@@ -49,8 +49,8 @@ def run(depends_on: dict[str, set[str]], stale: set[str], jobs: int) -> list[str
 
     One process takes those first for which the longest chain of others waits. The others take the shortest chains:
     tables and pictures, which so are made while it computes, for DVC's own part of a stage, a second, is done by one
-    process at a time. Of equals dvc.yaml's first is taken. After a failure no other stage starts; those that run go on to their end. A line tells of each
-    that has ended.
+    process at a time. Of equals dvc.yaml's first is taken. After a failure no other stage starts; those that run go on
+    to their end. A line tells of each that has ended.
     """
     chain = dict.fromkeys(depends_on, 0)
     for stage in reversed(list(TopologicalSorter(depends_on).static_order())):
