@@ -140,6 +140,18 @@ def test_implicit_biases_make_up_for_activations_that_are_not_piecewise_linear(i
     assert getattr(activation, "inplace", None) is in_place
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_bias_of_relu6_is_what_its_slope_leaves_also_beside_where_it_clips(dtype):
+    ulp = torch.finfo(dtype).eps * 4  # of numbers from 4 to 8
+    x = torch.tensor([-1, 0, 1e-3, 3, 6 - 2 * ulp, 6 - ulp, 6, 6 + ulp, 9], dtype=dtype).requires_grad_()
+    y = nn.functional.relu6(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    bias, channels = fullgrad._of_relu6(nn.ReLU6(), x, y)
+    assert channels is None
+    assert torch.equal(bias, (y - x * slope).detach())
+    assert bias.tolist() == [0] * 6 + [6] * 3
+
+
 def test_timms_batch_norm_with_its_activation_inside_is_complete(images):
     from timm.layers import BatchNormAct2d
 
