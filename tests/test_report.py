@@ -445,6 +445,7 @@ def test_the_numbers_behind_a_chart_are_the_table_and_can_be_sorted(visit, resul
     visit.page.click("[data-table=repainting] summary")
     cells = "[data-table=repainting] tbody tr td:nth-child(5)"
     script = "all => all.map(one => Number(one.textContent))"
+    visit.page.wait_for_selector(cells)
     assert visit.page.eval_on_selector_all(cells, script) == pytest.approx(table["value"].tolist(), rel=1e-3)
     visit.page.click("[data-table=repainting] th:nth-child(5) button")
     assert visit.page.eval_on_selector_all(cells, script) == pytest.approx(sorted(table["value"]), rel=1e-3)
