@@ -39,8 +39,8 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
 
         def compute(batch, x, _labels):
             of_batch = torch.from_numpy(leading.classes[list(batch)]).to(x.device)
-            # No more blurred images at once than these: there may be room for no more.
-            found = exploration.explore(model, x, of_batch, explainers, contrasts, tapped, shares, blur, len(x))
+            at_once = 2 * len(x)  # see mask.py
+            found = exploration.explore(model, x, of_batch, explainers, contrasts, tapped, shares, blur, at_once)
             named = {f"maps_{name}": maps for name, maps in zip(explainers, found.maps)}
             return named | {"behind": found.behind, "ends": found.ends, "pictures": found.pictures}
 

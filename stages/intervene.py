@@ -60,7 +60,7 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
             dosed = ways[:, :, [0] * len(doses)].clone()
 
             def outcomes(images, which):
-                return interventions.outcomes(model, images, pair[which], len(x)).cpu()
+                return interventions.outcomes(model, images, pair[which], 2 * len(x)).cpu()  # see mask.py
 
             ways[b, part, way] = outcomes(after, b)
             for name in (repainting.RANDOM, repainting.AS_SIBLING):  # which differ where a colour happens to be alike

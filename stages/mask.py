@@ -35,8 +35,8 @@ def main(network, report, data, image_size, crop, layer, explainers, contrasts, 
 
         def compute(_batch, x, _labels):
             hidden = explainers, contrasts, baselines, rules, blur
-            # No more masked images at once than these: there may be room for no more.
-            masked = masking.blur_and_mask(model, x, tapped, *hidden, len(x))
+            # Masked images, of which no graph is kept, by twice as many as these; there may be room for no more.
+            masked = masking.blur_and_mask(model, x, tapped, *hidden, 2 * len(x))
             constant = torch.tensor([masked.constant_gradient])
             return {"unmasked": masked.unmasked, "masked": masked.masked, "constant": constant}
 

@@ -53,7 +53,7 @@ def main(network, report, data, image_size, crop, baselines, rules, out, **optio
             maps = {name: [variants.maps(model, x, pair, name, at) for at in layers[name]] for name in layers}
             compared = [variants.compare_each(of_blocks, region, second) for of_blocks in maps.values()]
             chosen_maps = torch.stack([maps[name][block] for name, block in blocks.items()], 1)
-            masked, _ = masking.mask_maps(model, x, chosen_maps, pair, *hidden, len(x))  # as many at once: see mask.py
+            masked, _ = masking.mask_maps(model, x, chosen_maps, pair, *hidden, 2 * len(x))  # see mask.py
             measures = {
                 name: torch.from_numpy(np.stack(v, 1)) for name, *v in zip(variants.Compared._fields, *compared)
             }

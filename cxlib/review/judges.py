@@ -76,7 +76,7 @@ def judge(
     half, areas = [side // 2 for side in images.shape[-2:]], []
     for own in first:  # the curves of one explainer at a time, to bound the memory
         ordered = torch.cat([own, own.roll(half, (-2, -1))])
-        followed = curves.insertion_deletion(quick, images, ordered, t1, t2, steps=steps, chunk=len(images))
+        followed = curves.insertion_deletion(quick, images, ordered, t1, t2, steps=steps, chunk=2 * len(images))
         leads = torch.stack([followed.insertion, followed.deletion], -2)  # (2 C, B, 2 ways, steps + 1)
         areas.append(curves.area(torch.stack([leads, leads.sigmoid()], -2)).unflatten(0, (len(ORDERS), -1)))
     parts = randomisation.blocks(network)
