@@ -206,16 +206,13 @@ def of_controls(cells: Mapping[str, Arrays], masked: Mapping[str, Arrays], publi
     for network, cell in cells.items():
         if not cell["above"].any():
             continue
-        own = {
-            "images": cell["images"][cell["above"]],
-            "explainers": cell["explainers"],
-            "baselines": cell["baselines"],
-        }
-        both = [[one for one in own[axis] if network in masked and one in masked[network][axis]] for axis in own]
+        beside = masked.get(network, {})
+        own = {"images": cell["images"][cell["above"]]} | {axis: cell[axis] for axis in ("explainers", "baselines")}
+        both = [[one for one in values if one in beside.get(axis, ())] for axis, values in own.items()]
         if not all(both):
             raise ValueError(f"no masks of equal area of {network} are of what its controls are of: mask it likewise")
-        pictures = [(cell["data"].item(), int(image)) for image in both[0]]
-        controls, equal = (_gained(of_one, *both) for of_one in (cell, masked[network]))  # (images, explainers) each
+        pictures = _pictures(cell, np.isin(cell["images"], both[0]))
+        controls, equal = (_gained(of_one, *both) for of_one in (cell, beside))  # (images, explainers) each
         gain = Margin("claim_2", network, "", np.empty(0), images=pictures)
         if "shifted" in controls and "equal_kept" in equal:
             above = (equal["equal_kept"] - controls["shifted"]).mean(1)
