@@ -87,7 +87,12 @@ def pictures(draw):
     file = io.BytesIO()
     try:
         picture = Image.fromarray(noise)
-        picture = picture.convert("L").convert(mode) if mode in ("I;16", "LA", "La", "PA") else picture.convert(mode)
+        if mode in ("I;16", "LA", "La", "PA"):
+            picture = picture.convert("L").convert(mode)
+        elif mode == "LAB":  # what convert makes of it has a fourth byte that nobody set: a PNG of it has any length
+            picture = Image.merge(mode, picture.split())
+        else:
+            picture = picture.convert(mode)
         picture.save(file, kind, **options)
     except (OSError, ValueError, KeyError, TypeError):  # this format has not all modes
         file = io.BytesIO()
