@@ -153,7 +153,8 @@ def full_gradient(ours: nn.Module, theirs: nn.Module, images: torch.Tensor) -> t
     theirs_gradients = list(method.activations_and_grads.gradients)  # before our passes run through their hooks
     # Post-processing differs by design; what goes into it does not.
     trace = fullgrad.record(ours, images)
-    ((_, gradients),) = trace.pull_back(cotangent("weighted", trace.logits, t)[:, None], lambda *both: both)
+    cotangents = cotangent("weighted", trace.logits, t)[:, None]
+    ((_, gradients),) = trace.pull_back(cotangents, lambda _, gradient: gradient, lambda *both: both)
     spatial = [(bias, g) for (bias, _), g in zip(trace.kept, gradients) if g is not None and g.ndim == 4]
     order = execution_order(theirs, method, images)
     assert len(spatial) == len(order) == len(theirs_gradients)

@@ -10,9 +10,10 @@ precision are taken as they are, and images are cast to the weights' precision; 
 are float32 at least, and so is all that is made of them. Only `precision` of `record` asks for coarser passes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +22,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from cxlib import networks, runtime
 
-#: A tensor, or where there may be none.
-_Widened = TypeVar("_Widened", Tensor, Tensor | None)
-#: What is made of gradients.
+#: What is made of gradients: of a layer's, and of all.
+_Made = TypeVar("_Made")
 _Read = TypeVar("_Read")
 #: What shares its images among devices or processes.
 _SHARED = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -87,15 +87,23 @@ class Trace:
     images: Tensor
     kept: list[Any]
     _output: Tensor
-    _ends: list[GradientEdge]  # the images', then each kept output's
+    _images: GradientEdge
+    _ends: list[GradientEdge]  # each kept output's
 
-    def pull_back(self, cotangents: Tensor, read: Callable[[Tensor, list[Tensor | None]], _Read]) -> list[_Read]:
+    def pull_back(
+        self,
+        cotangents: Tensor,
+        of_layer: Callable[[Any, Tensor], _Made],
+        read: Callable[[Tensor, list[_Made | None]], _Read],
+    ) -> list[_Read]:
         """Pull cotangents (B, M, K) back, one after the other, for together their gradients would fill the memory.
 
         Args:
             cotangents: (B, M, K).
-            read: what is wanted of the gradient at the images (B, 3, H, W) and, for each entry of `kept`, of that at
-                the layer's output, shaped like it, or None where this output does not influence the logits.
+            of_layer: what is wanted of an entry of `kept` and of the gradient at that layer's output, shaped like it:
+                asked as soon as this is known, for together those of one cotangent would fill the memory too.
+            read: what is wanted of the gradient at the images (B, 3, H, W) and of what `of_layer` returned for each
+                entry of `kept`, or None where this output does not influence the logits.
 
         Returns:
             M times what `read` returned.
@@ -103,16 +111,35 @@ class Trace:
         Raises:
             ValueError: the images do not influence the logits.
         """
-        return [read(*self._pull(cotangent)) for cotangent in cotangents.unbind(1)]
+        made: dict[int, _Made] = {}
 
-    def _pull(self, cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        def hear(place: int, gradients: tuple[Any, ...]) -> None:
+            if (gradient := gradients[self._ends[place].output_nr]) is not None:
+                made[place] = of_layer(self.kept[place], _widened(gradient))
+
+        found = []
+        with ExitStack() as stack:
+            for place, end in enumerate(self._ends):
+                stack.callback(end.node.register_prehook(partial(hear, place)).remove)
+            for cotangent in cotangents.unbind(1):
+                (at_images,) = self._pull(cotangent, [self._images])
+                if at_images is None:
+                    raise ValueError(_UNLINKED)
+                # Layers that see no image, but only parameters, do not lie on the way to the images.
+                aside = [place for place in range(len(self._ends)) if place not in made]
+                for place, gradient in zip(aside, self._pull(cotangent, [self._ends[place] for place in aside])):
+                    if gradient is not None:
+                        made[place] = of_layer(self.kept[place], _widened(gradient))
+                found.append(read(at_images, [made.pop(place, None) for place in range(len(self._ends))]))
+        return found
+
+    def _pull(self, cotangent: Tensor, ends: Sequence[GradientEdge]) -> tuple[Any, ...]:
+        if not ends:
+            return ()
         with runtime.full_float32():
-            gradients: tuple[Any, ...] = torch.autograd.grad(
-                self._output, self._ends, cotangent.to(self._output), retain_graph=True, allow_unused=True
+            return torch.autograd.grad(
+                self._output, ends, cotangent.to(self._output), retain_graph=True, allow_unused=True
             )
-        if gradients[0] is None:
-            raise ValueError(_UNLINKED)
-        return gradients[0], [_widened(gradient) for gradient in gradients[1:]]
 
 
 @torch.inference_mode(False)
@@ -171,7 +198,7 @@ def trace(
     """
     leaf = _leaf(images)
     kept: list[Any] = []
-    ends = [get_gradient_edge(leaf)]
+    ends: list[GradientEdge] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if output.requires_grad:
@@ -183,7 +210,7 @@ def trace(
         output = _run(network, leaf)
     if not output.requires_grad:
         raise ValueError(_UNLINKED)
-    return Trace(output.detach(), leaf.detach(), kept, output, ends)
+    return Trace(output.detach(), leaf.detach(), kept, output, get_gradient_edge(leaf), ends)
 
 
 @dataclass(frozen=True)
@@ -305,9 +332,9 @@ def _check_batch(layer: nn.Module, output: Tensor, images: Tensor) -> None:
         raise ValueError(f"the layer {type(layer).__name__} gives {tuple(output.shape)} for {len(images)} images")
 
 
-def _widened(values: _Widened) -> _Widened:
-    """A tensor in float32 at least; None where there is none."""
-    return values if values is None else values.to(_wide(values.dtype))
+def _widened(values: Tensor) -> Tensor:
+    """A tensor in float32 at least."""
+    return values.to(_wide(values.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -103,7 +103,7 @@ def test_grad_cams_maps_are_ours_with_absolute_values_and_rescaling(flat, images
         theirs = torch.from_numpy(method(images, [lambda y, t=int(t): y[t] for t in targets]))
     trace = fullgrad.record(narrow, images)
     cotangents = cotangent("original", trace.logits, targets)
-    ((image_gradient, gradients),) = trace.pull_back(cotangents[:, None], lambda *both: both)
+    ((image_gradient, gradients),) = trace.pull_back(cotangents[:, None], lambda _, g: g, lambda *both: both)
     terms = [(image_gradient * images).abs()]
     terms += [(b[:, None, None] * g).abs() for (b, _), g in zip(trace.kept, gradients) if g.ndim == 4]
 
@@ -146,10 +146,27 @@ def test_the_bias_of_relu6_is_what_its_slope_leaves_also_beside_where_it_clips(d
     x = torch.tensor([-1, 0, 1e-3, 3, 6 - 2 * ulp, 6 - ulp, 6, 6 + ulp, 9], dtype=dtype).requires_grad_()
     y = nn.functional.relu6(x)
     (slope,) = torch.autograd.grad(y.sum(), x)
-    bias, channels = fullgrad._of_relu6(nn.ReLU6(), x, y)
+    bias, channels, _ = fullgrad._of_relu6(nn.ReLU6(), x, y)
     assert channels is None
     assert torch.equal(bias, (y - x * slope).detach())
     assert bias.tolist() == [0] * 6 + [6] * 3
+
+
+def test_a_layer_that_sees_no_image_counts_too(images):
+    """As one that mixes learned tokens: it does not lie between the images and the logits."""
+
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.beside, self.token = nn.Linear(768, 3), nn.Linear(5, 3), nn.Parameter(torch.zeros(1, 5))
+
+        def forward(self, x):
+            return self.head(x.flatten(1)) + self.beside(self.token.expand(len(x), -1))
+
+    network, targets = Beside().double(), torch.tensor([0, 1, 2, 0])
+    targets = torch.stack([targets, targets.flip(0)], 1)
+    maps = explain(network, images, targets, "fullgrad", "original")
+    torch.testing.assert_close(maps.sum((-2, -1)), taps.logits(network, images).gather(1, targets))
 
 
 def test_timms_batch_norm_with_its_activation_inside_is_complete(images):

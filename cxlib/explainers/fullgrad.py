@@ -17,7 +17,8 @@ instance norm and attention, whose terms are left out (layer norm, scale-free, w
 it), nor for activations and products that the forward pass writes without a module. Maps are still made there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,13 +54,14 @@ _GATES = ("SqueezeExcitation", "SqueezeExcite", "SEModule", "EffectiveSEModule")
 #: From logits (B, K) to M cotangents an image, (B, M, K).
 Cotangents = Callable[[Tensor], Tensor]
 
-# A bias that multiplies the gradient at its layer's output, (C,) or shaped like it, and the dimension of its channels;
-# None where it is that of the layer before.
-_Bias = tuple[Tensor, int | None]
+# A bias that multiplies the gradient at its layer's output, (C,) or shaped like it, and the dimension of its channels.
+_Bias = tuple[Tensor, int]
+# As it is found: None for the dimension that the layer before has, and the output's shape.
+_Kept = tuple[Tensor, int | None, torch.Size]
 
 
 def record(network: nn.Module, images: Tensor) -> taps.Trace:
-    """One forward pass that keeps every bias (see above)."""
+    """One forward pass that keeps every bias (see above), and the dimension of its channels."""
     layers: dict[nn.Module, Any] = {}
     for module in network.modules():
         if isinstance(module, _ConvNd | nn.Linear) and module.bias is not None:
@@ -73,7 +75,8 @@ def record(network: nn.Module, images: Tensor) -> taps.Trace:
             layers[module] = _implicit
         elif type(module).__name__ in _GATES:
             layers[module] = _of_gate
-    return taps.trace(network, images, layers)
+    trace = taps.trace(network, images, layers)
+    return replace(trace, kept=list(_with_channels(trace.kept)))
 
 
 def fullgrad(network: nn.Module, images: Tensor, cotangents: Cotangents, _layer: Any, _relu: bool) -> Tensor:
@@ -93,24 +96,35 @@ def from_trace(trace: taps.Trace, cotangents: Tensor, zero: Tensor | float = 0.0
         cotangents: (B, M, K).
         zero: the image that the network's first layer sees as zero: the mean where it normalises inside.
     """
-    maps = trace.pull_back(cotangents, lambda at_image, at_layers: summed(trace, at_image, at_layers, zero))
+    maps = trace.pull_back(cotangents, of_layer, lambda at_images, terms: summed(trace.images, at_images, terms, zero))
     return torch.stack(maps, 1)
 
 
-def summed(trace: taps.Trace, gradient: Tensor, gradients: list[Tensor | None], zero: Tensor | float) -> Tensor:
-    """The map (B, H, W) of one cotangent, whose gradients `trace.pull_back` has read; `zero` as of `from_trace`."""
-    size = trace.images.shape[-2:]  # terms of one size are summed first, for spreading is linear too
-    terms = {size: times_input(trace.images, gradient, zero)}
-    shape, before = gradient.shape, 1
-    for (bias, channels), at_output in zip(trace.kept, gradients):
-        if at_output is None:
-            continue
-        if channels is None:
-            channels = before if at_output.shape == shape else 1
-        shape, before = at_output.shape, channels
-        term = _of_each_image(_sum_channels(bias.to(at_output), at_output, channels), len(trace.images))
-        terms[term.shape[-2:]] = terms.get(term.shape[-2:], 0) + term
-    return torch.stack([spread(term, size) for term in terms.values()]).sum(0)
+def of_layer(kept: _Bias, gradient: Tensor) -> Tensor:
+    """A layer's term, the bias that `record` kept times the gradient, summed over the channels: (B, h, w).
+
+    It is (B, 1, 1) where there is no space.
+    """
+    bias, channels = kept
+    bias = bias.to(gradient)
+    if bias.ndim == gradient.ndim:
+        term = (bias * gradient).sum(channels)
+    elif channels == 1:
+        term = (bias @ gradient.flatten(2)).unflatten(1, gradient.shape[2:]) if gradient.ndim > 2 else gradient @ bias
+    else:
+        term = gradient @ bias
+    return term if term.ndim == 3 and gradient.ndim == 4 else term.reshape(len(term), -1).sum(1)[:, None, None]
+
+
+def summed(images: Tensor, gradient: Tensor, terms: list[Tensor | None], zero: Tensor | float) -> Tensor:
+    """The map (B, H, W) of one cotangent: its gradient at the images, and the layers' terms; `zero` as above."""
+    size = images.shape[-2:]  # terms of one size are summed first, for spreading is linear too
+    of_size = {size: times_input(images, gradient, zero)}
+    for term in terms:
+        if term is not None:
+            term = _of_each_image(term, len(images))
+            of_size[term.shape[-2:]] = of_size.get(term.shape[-2:], 0) + term
+    return torch.stack([spread(term, size) for term in of_size.values()]).sum(0)
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -138,40 +152,38 @@ def zero_image(network: nn.Module) -> Tensor | float:
     return 0.0
 
 
-def _own(layer: Any, _x: Tensor, _y: Tensor) -> _Bias:
-    return layer.bias.detach(), -1 if isinstance(layer, nn.Linear) else 1
+def _own(layer: Any, _x: Tensor, y: Tensor) -> _Kept:
+    return layer.bias.detach(), -1 if isinstance(layer, nn.Linear) else 1, y.shape
 
 
-def _of_batch_norm(layer: Any, _module: nn.Module, _x: Tensor, _y: Tensor) -> _Bias:
-    return scale_and_shift(layer)[1], 1
+def _of_batch_norm(layer: Any, _module: nn.Module, _x: Tensor, y: Tensor) -> _Kept:
+    return scale_and_shift(layer)[1], 1, y.shape
 
 
-def _implicit(activation: Any, x: Tensor, y: Tensor) -> _Bias:
+def _implicit(activation: Any, x: Tensor, y: Tensor) -> _Kept:
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         (slope,) = torch.autograd.grad(activation.forward(leaf).sum(), leaf)
-    return y.detach() - x.detach() * slope, None
+    return y.detach() - x.detach() * slope, None, y.shape
 
 
-def _of_relu6(_activation: Any, _x: Tensor, y: Tensor) -> _Bias:
+def _of_relu6(_activation: Any, _x: Tensor, y: Tensor) -> _Kept:
     """The implicit bias, without a pass for the slope: the output where it is 6, else 0."""
     below = 6 * (1 - torch.finfo(y.dtype).eps / 2)  # rounded to y's precision the greatest number that is not clipped
-    return F.threshold(y.detach(), below, 0.0), None
+    return F.threshold(y.detach(), below, 0.0), None, y.shape
 
 
-def _of_gate(_gate: nn.Module, _x: Tensor, y: Tensor) -> _Bias:
-    return -y.detach(), 1
+def _of_gate(_gate: nn.Module, _x: Tensor, y: Tensor) -> _Kept:
+    return -y.detach(), 1, y.shape
 
 
-def _sum_channels(bias: Tensor, gradient: Tensor, channels: int) -> Tensor:
-    """Bias times gradient, summed over the channels: (B, h, w), and (B, 1, 1) where there is no space."""
-    if bias.ndim == gradient.ndim:
-        term = (bias * gradient).sum(channels)
-    elif channels == 1:
-        term = (bias @ gradient.flatten(2)).unflatten(1, gradient.shape[2:]) if gradient.ndim > 2 else gradient @ bias
-    else:
-        term = gradient @ bias
-    return term if term.ndim == 3 and gradient.ndim == 4 else term.reshape(len(term), -1).sum(1)[:, None, None]
+def _with_channels(kept: Iterable[_Kept]) -> Iterator[_Bias]:
+    """Biases in the forward pass's order; an activation has its channels where the layer before, if alike, has them."""
+    before, channels = torch.Size(), 1
+    for bias, own, shape in kept:
+        channels = own if own is not None else channels if shape == before else 1
+        before = shape
+        yield bias, channels
 
 
 def _of_each_image(term: Tensor, n_images: int) -> Tensor:

@@ -20,10 +20,10 @@ from cxlib.explainers.cam import MAPS as AT_LAYER
 from cxlib.explainers.gradient import gradient, times_input
 from cxlib.networks import explanation_layer
 
-#: Those that one pass through the whole network serves: maps (B, H, W) of what a `taps.Trace` pulled back.
-THROUGHOUT: dict[str, Callable[[taps.Trace, Tensor, list[Tensor | None], Tensor | float], Tensor]] = {
-    "gradient": lambda trace, at_image, _at_layers, _zero: gradient(trace.images, at_image),
-    "input_x_gradient": lambda trace, at_image, _at_layers, zero: times_input(trace.images, at_image, zero),
+#: Those that one pass through the whole network serves: maps (B, H, W) of images, the gradient there, FullGrad's terms.
+THROUGHOUT: dict[str, Callable[[Tensor, Tensor, list[Tensor | None], Tensor | float], Tensor]] = {
+    "gradient": lambda images, at_images, _terms, _zero: gradient(images, at_images),
+    "input_x_gradient": lambda images, at_images, _terms, zero: times_input(images, at_images, zero),
     "fullgrad": fullgrad.summed,
 }
 
@@ -103,5 +103,9 @@ def _throughout(network: nn.Module, images: Tensor, cotangents: Tensor, names: S
         return {}
     zero = fullgrad.zero_image(network)
     trace = fullgrad.record(network, images) if "fullgrad" in names else taps.trace(network, images, {})
-    maps = trace.pull_back(cotangents, lambda x, layers: [THROUGHOUT[name](trace, x, layers, zero) for name in names])
+
+    def read(at_images: Tensor, terms: list[Tensor | None]) -> list[Tensor]:
+        return [THROUGHOUT[name](trace.images, at_images, terms, zero) for name in names]
+
+    maps = trace.pull_back(cotangents, fullgrad.of_layer, read)
     return {name: torch.stack(of_each, 1) for name, of_each in zip(names, zip(*maps))}

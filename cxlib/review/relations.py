@@ -18,8 +18,8 @@ from cxlib.metrics.similarity import correlation, cosine
 #: Contrasts whose maps are related, and pairs of them whose maps of t1 are correlated.
 CONTRASTS = ("original", "mean", "max", "weighted", "probability")
 PAIRS = (("mean", "original"), ("max", "weighted"), ("weighted", "original"), ("probability", "weighted"))
-#: How many pairs of other classes are drawn for an image; the correlation of one pair is mostly chance.
-PAIRS_OF_STRANGERS = 4
+#: How many other classes are drawn for an image; all their pairs count, for the correlation of one is mostly chance.
+STRANGERS = 4
 
 
 class Related(NamedTuple):
@@ -27,8 +27,8 @@ class Related(NamedTuple):
 
     Attributes:
         between: (B, explainers, contrasts), correlation of the maps of t1 and t2.
-        strangers: (B, explainers), the same of the original maps of two other classes, averaged over pairs drawn at
-            random; NaN where the network tells fewer than four classes apart.
+        strangers: (B, explainers), the same of the original maps of two other classes, averaged over the pairs of a
+            few that are drawn at random; NaN where the network tells fewer than four classes apart.
         residual: (B, explainers), share of the original map of t2 that no multiple of the map of t1 explains.
         alike: (B, explainers, pairs), correlation of two contrasts' maps of t1, by `PAIRS`.
         negative: (B, explainers, contrasts), share of the pixels of the map of t1 that are negative.
@@ -59,7 +59,7 @@ def relate(
         images: (B, 3, H, W) in [0, 1].
         explainers: names in `explainers.EXPLAINERS`.
         layer: the explanation layer, as `explain` takes it.
-        generators: one an image, which draws its pairs of other classes.
+        generators: one an image, which draws its other classes.
 
     Raises:
         ValueError: there is but one class, an unknown name, or a layer without a map.
@@ -69,19 +69,19 @@ def relate(
     if n_classes < 2:
         raise ValueError("maps of two classes are related, the network knows one")
     order = logits.argsort(dim=1, descending=True, stable=True)
-    n_pairs = min(PAIRS_OF_STRANGERS, (n_classes - 2) // 2)
-    drawn = [torch.randperm(n_classes - 2, generator=generator)[: 2 * n_pairs] for generator in generators]
-    others = order.gather(1, 2 + torch.stack(drawn))  # (B, 2 * pairs)
+    drawn = [torch.randperm(n_classes - 2, generator=generator)[:STRANGERS] for generator in generators]
+    others = order.gather(1, 2 + torch.stack(drawn))  # (B, strangers)
+    first, second = torch.combinations(torch.arange(others.shape[1])).unbind(1)  # their pairs
     places = {name: place for place, name in enumerate(CONTRASTS)}
     of_leading = explain_together(network, images, order[:, :2], explainers, CONTRASTS, layer).maps
-    of_others = explain_together(network, images, others, explainers, ["original"], layer).maps if n_pairs else []
+    of_others = explain_together(network, images, others, explainers, ["original"], layer).maps if len(first) else []
     measured = []
     for place, maps in enumerate(of_leading):
         t1, t2 = maps.double().cpu().unbind(2)  # (B, contrasts, h, w) each
         apart = torch.full((len(images),), torch.nan, dtype=torch.float64)
-        if n_pairs:
-            originals = of_others[place][:, 0].double().cpu()  # (B, 2 * pairs, h, w)
-            apart = correlation(*originals.unflatten(1, (2, n_pairs)).unbind(1)).mean(1)
+        if of_others:
+            originals = of_others[place][:, 0].double().cpu()  # (B, strangers, h, w)
+            apart = correlation(originals[:, first], originals[:, second]).mean(1)
         measured.append(
             (
                 correlation(t1, t2),
