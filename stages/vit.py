@@ -42,7 +42,7 @@ def main(network, report, data, image_size, crop, baselines, rules, out, **optio
     hidden = (variants.SIGNED, baselines, rules, blur)
 
     with running([network, report], samples.take(chosen), regions[chosen]) as run:
-        model = networks.load(network).to(run.device, memory_format=torch.channels_last)
+        model = networks.fast(networks.load(network).to(run.device))
         layers = {name: variants.layers(model, name) for name in vit.MAPS}
         begins = zip(vit.MAPS, (options["gradcam_block"], options["rollout_block"]))
         blocks = {name: layers[name].index(variants.layer(model, name, block)) for name, block in begins}

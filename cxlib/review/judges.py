@@ -65,12 +65,15 @@ def judge(
         ValueError: unknown names, a layer without a map, or too few steps.
     """
 
-    def explained(by: nn.Module, targets: Tensor) -> Tensor:
-        maps = explain_together(by, images, targets, explainers, contrasts, layer).maps  # (B, C, T, h, w) each
+    def explained(quick: nn.Module, targets: Tensor) -> Tensor:
+        maps = explain_together(quick, images, targets, explainers, contrasts, layer).maps  # (B, C, T, h, w) each
         return torch.stack([resized(own, images.shape[-2:]) for own in maps]).movedim(1, 2)  # (E, C, B, T, H, W)
 
+    def fast(by: nn.Module) -> nn.Module:
+        return networks.fast(by, networks.explanation_layer(by, layer))
+
     t1, t2 = leading.unbind(1)
-    quick = networks.fast(network, networks.explanation_layer(network, layer))
+    quick = fast(network)
     maps = explained(quick, leading)
     first, second = maps.unbind(3)
     half, areas = [side // 2 for side in images.shape[-2:]], []
@@ -82,7 +85,7 @@ def judge(
     parts = randomisation.blocks(network)
     likeness, silent = [], []
     for _part, renewed in randomisation.randomised(network, seed, [parts[-1], parts[0]]):
-        others = explained(renewed, t1[:, None]).squeeze(3)
+        others = explained(fast(renewed), t1[:, None]).squeeze(3)
         likeness.append(similarity.rank_correlation(first, others))
         silent.append((others == 0).flatten(-2).all(-1))
     return Judged(
