@@ -13,4 +13,5 @@ def write(draw: Callable[[Path], None], out: str, shown: str) -> None:
     with runtime.atomic(out) as picture:
         draw(picture)
     with Image.open(out) as image, runtime.atomic(shown) as smaller:
-        image.convert("RGB").save(smaller, "WEBP", lossless=True)
+        # Lossless at any `quality`: it is how long fewer bytes are looked for, 1 % more of them in half the time.
+        image.convert("RGB").save(smaller, "WEBP", lossless=True, method=1, quality=50)

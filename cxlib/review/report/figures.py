@@ -16,7 +16,7 @@ from cxlib.review.ledger.claims import HOLDS, IDENTITY, NOT_SHOWN, REFUTED, STAT
 from cxlib.review.ledger.statistics import second_degree_fit
 from cxlib.review.ledger.tables import SURENESS, sureness
 
-PAIR_COLOURS = ("#7f6a93", "#e0a458", "#5b9a68", "#9aa0a6")
+PAIR_COLOURS = ("#7f6a93", "#e0a458", "#5b9a68", "#c39bb4")
 """One colour a pair of variants."""
 
 LABELS = overlay.LABELS | {
@@ -388,7 +388,7 @@ def transformers(table: pd.DataFrame, path: Path | str) -> None:
     table = table[(table["quantity"] != "positive_kept") | (table["target"] == "t2")]
     panels = {quantity: title for quantity, title in panels.items() if quantity in set(table["quantity"])}
     groups = list(dict.fromkeys(zip(table["network"], table["explainer"])))
-    figure = Figure(figsize=(0.2 + 2.7 * len(panels), 1.95 * len(groups) + 0.3), layout="constrained")
+    figure = Figure(figsize=(0.2 + 2.7 * len(panels), 1.95 * len(groups) + 0.6), layout="constrained")
     axes = figure.subplots(len(groups), len(panels), squeeze=False)
     for (network, explainer), row in zip(groups, axes):
         own = table[(table["network"] == network) & (table["explainer"] == explainer)]
@@ -409,9 +409,9 @@ def transformers(table: pd.DataFrame, path: Path | str) -> None:
             axis.set_ylabel(title, fontsize=8)
             axis.spines[["top", "right"]].set_visible(False)
             axis.tick_params(axis="y", labelsize=7)
-            if quantity in ("alike", "between"):
-                axis.legend(frameon=False, fontsize=6.5)
         row[0].set_title(f"{network}: {LABELS[explainer]}", fontsize=10, loc="left")
+    named = {name: mark for axis in axes[0] for mark, name in zip(*axis.get_legend_handles_labels())}
+    figure.legend(named.values(), named, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     overlay.save(figure, path)
 
 
