@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from test_faults import DVC, VERIFY, repository, told
+from test_params import load_module
 from test_runs import children, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -147,14 +148,23 @@ def test_a_script_that_begins_warm_sees_what_it_would_see_cold(tmp_path):
     assert found[0]["words"] == ["stages/some.py", "two words", "--a=1"] and found[0]["stage"] == "told"
 
 
+@pytest.fixture(scope="module")
+def shell():
+    """The shell to which DVC hands a stage's command: from the folder of `some.py` to what came of it."""
+    with load_module(ROOT / "stages" / "_warm.py").warm():
+        command = [os.environ["SHELL"], "-c", "python stages/some.py"]
+        yield lambda folder: subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
 @linux
-@pytest.mark.parametrize("end", ["raise SystemExit(3)", "1 / 0", "import os; os.kill(os.getpid(), 9)"])
-def test_a_warm_script_that_fails_fails_its_stage(tmp_path, end):
-    repository(tmp_path, "stages:\n  fails: {cmd: python stages/some.py, outs: [none]}")
+@pytest.mark.parametrize(
+    ("end", "code"), [("raise SystemExit(3)", 3), ("1 / 0", 1), ("import os; os.kill(os.getpid(), 9)", 128 + 9)]
+)
+def test_a_warm_script_that_fails_ends_as_it_would_cold(shell, tmp_path, end, code):
     script(tmp_path, end)
-    code, text = told(REPRO, tmp_path)
-    assert code == 1 and "failed to reproduce fails" in text
-    assert ("ZeroDivisionError" in text) == (end == "1 / 0")
+    done = shell(tmp_path)
+    assert done.returncode == code
+    assert ("ZeroDivisionError" in done.stderr) == (end == "1 / 0")
 
 
 LINGERS = """
@@ -170,11 +180,11 @@ raise SystemExit({code})
 
 @linux
 @pytest.mark.parametrize(("code", "daemon"), [(None, False), (0, True), ("'in words'", True)])
-def test_a_warm_script_leaves_nothing_undone(tmp_path, code, daemon):
-    repository(tmp_path, "stages:\n  ends: {cmd: python stages/some.py, outs: [ended.txt]}")
+def test_a_warm_script_leaves_nothing_undone(shell, tmp_path, code, daemon):
     script(tmp_path, LINGERS.format(code=code, daemon=daemon))
-    done, text = told(REPRO, tmp_path)
-    assert done == (code == "'in words'") and "not flushed" in text and ("in words" in text) == bool(done)
+    done = shell(tmp_path)
+    assert done.returncode == (code == "'in words'") and done.stdout == "not flushed"
+    assert ("in words" in done.stderr) == bool(done.returncode)
     assert (tmp_path / "ended.txt").read_text() == ("last" if daemon else "thread, last")
 
 
