@@ -148,6 +148,14 @@ def test_a_script_that_begins_warm_sees_what_it_would_see_cold(tmp_path):
     assert found[0]["words"] == ["stages/some.py", "two words", "--a=1"] and found[0]["stage"] == "told"
 
 
+@linux
+def test_a_warm_script_that_fails_fails_its_stage(tmp_path):
+    repository(tmp_path, "stages:\n  fails: {cmd: python stages/some.py, outs: [none]}")
+    script(tmp_path, "1 / 0")
+    code, text = told(REPRO, tmp_path)
+    assert code == 1 and "failed to reproduce fails" in text and "ZeroDivisionError" in text
+
+
 @pytest.fixture(scope="module")
 def shell():
     """The shell to which DVC hands a stage's command: from the folder of `some.py` to what came of it."""
