@@ -56,13 +56,13 @@ Cotangents = Callable[[Tensor], Tensor]
 
 # A bias that multiplies the gradient at its layer's output, (C,) or shaped like it, and the dimension of its channels.
 _Bias = tuple[Tensor, int]
-# As it is found: None for the dimension that the layer before has, and the output's shape.
-_Kept = tuple[Tensor, int | None, torch.Size]
+# As it is found: None for the dimension that the layer before has.
+_Found = tuple[Tensor, int | None]
 
 
 def record(network: nn.Module, images: Tensor) -> taps.Trace:
     """One forward pass that keeps every bias (see above), and the dimension of its channels."""
-    layers: dict[nn.Module, Any] = {}
+    layers: dict[nn.Module, Callable[[Any, Tensor, Tensor], _Found]] = {}
     for module in network.modules():
         if isinstance(module, _ConvNd | nn.Linear) and module.bias is not None:
             layers[module] = _own
@@ -75,7 +75,7 @@ def record(network: nn.Module, images: Tensor) -> taps.Trace:
             layers[module] = _implicit
         elif type(module).__name__ in _GATES:
             layers[module] = _of_gate
-    trace = taps.trace(network, images, layers)
+    trace = taps.trace(network, images, {layer: partial(_with_shape, find) for layer, find in layers.items()})
     return replace(trace, kept=list(_with_channels(trace.kept)))
 
 
@@ -152,35 +152,41 @@ def zero_image(network: nn.Module) -> Tensor | float:
     return 0.0
 
 
-def _own(layer: Any, _x: Tensor, y: Tensor) -> _Kept:
-    return layer.bias.detach(), -1 if isinstance(layer, nn.Linear) else 1, y.shape
+def _own(layer: Any, _x: Tensor, _y: Tensor) -> _Found:
+    return layer.bias.detach(), -1 if isinstance(layer, nn.Linear) else 1
 
 
-def _of_batch_norm(layer: Any, _module: nn.Module, _x: Tensor, y: Tensor) -> _Kept:
-    return scale_and_shift(layer)[1], 1, y.shape
+def _of_batch_norm(layer: Any, _module: nn.Module, _x: Tensor, _y: Tensor) -> _Found:
+    return scale_and_shift(layer)[1], 1
 
 
-def _implicit(activation: Any, x: Tensor, y: Tensor) -> _Kept:
+def _implicit(activation: Any, x: Tensor, y: Tensor) -> _Found:
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         (slope,) = torch.autograd.grad(activation.forward(leaf).sum(), leaf)
-    return y.detach() - x.detach() * slope, None, y.shape
+    return y.detach() - x.detach() * slope, None
 
 
-def _of_relu6(_activation: Any, _x: Tensor, y: Tensor) -> _Kept:
+def _of_relu6(_activation: Any, _x: Tensor, y: Tensor) -> _Found:
     """The implicit bias, without a pass for the slope: the output where it is 6, else 0."""
     below = 6 * (1 - torch.finfo(y.dtype).eps / 2)  # rounded to y's precision the greatest number that is not clipped
-    return F.threshold(y.detach(), below, 0.0), None, y.shape
+    return F.threshold(y.detach(), below, 0.0), None
 
 
-def _of_gate(_gate: nn.Module, _x: Tensor, y: Tensor) -> _Kept:
-    return -y.detach(), 1, y.shape
+def _of_gate(_gate: nn.Module, _x: Tensor, y: Tensor) -> _Found:
+    return -y.detach(), 1
 
 
-def _with_channels(kept: Iterable[_Kept]) -> Iterator[_Bias]:
+def _with_shape(
+    find: Callable[[Any, Tensor, Tensor], _Found], layer: nn.Module, x: Tensor, y: Tensor
+) -> tuple[_Found, torch.Size]:
+    return find(layer, x, y), y.shape
+
+
+def _with_channels(found: Iterable[tuple[_Found, torch.Size]]) -> Iterator[_Bias]:
     """Biases in the forward pass's order; an activation has its channels where the layer before, if alike, has them."""
     before, channels = torch.Size(), 1
-    for bias, own, shape in kept:
+    for (bias, own), shape in found:
         channels = own if own is not None else channels if shape == before else 1
         before = shape
         yield bias, channels
